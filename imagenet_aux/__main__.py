@@ -1,0 +1,120 @@
+"""The command: reads its orders, shows progress, says how it went."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, Dict, Iterable, List, NoReturn, Optional
+
+from . import contents
+from .contents import File
+from .errors import FetchError
+from .fetch import Outcome, fetch
+from .progress import Progress
+
+_EXIT_CODES = """\
+exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 unusable words; 130 or 143 interrupted"""
+
+
+def main(words: Optional[List[str]] = None) -> int:
+    """Carry out the command, and return its exit code."""
+    orders = _parser().parse_args(words)
+    if orders.command == "show":
+        return _show(orders.folder)
+    return _fetch(orders)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m imagenet_aux",
+        description="Fetch the Caffe ImageNet 2012 auxiliary files, and prove that they are the published ones.",
+        epilog=_EXIT_CODES,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    get = commands.add_parser("fetch", help="put the files into a folder", epilog=_EXIT_CODES)
+    get.add_argument(
+        "source",
+        nargs="?",
+        default="",
+        help="http, https or file URL, path of an archive, or path of a folder that holds the files; "
+        "without it, the mirrors are asked in turn",
+    )
+    get.add_argument("--checksum", default="", metavar="HEX", help="MD5 or SHA-256 that the archive must have")
+    get.add_argument("--into", default="data", metavar="FOLDER", help="where to put them (%(default)s)")
+    get.add_argument("--outcome", default="", metavar="FILE", help="write how it went to FILE, as JSON, and exit with 0")
+    show = commands.add_parser("show", help="list the files of a folder: size, lines, published or not")
+    show.add_argument("folder")
+    return parser
+
+
+def _show(folder: str) -> int:
+    if not os.path.isdir(folder):
+        print(f"{folder}: there is no such folder", file=sys.stderr)
+        return 1
+    files = list(contents.examine(folder))
+    print(_table(files, "published"), end="")
+    return 0 if len(files) == len(contents.FILES) and all(file.proved for file in files) else 1
+
+
+def _fetch(orders: argparse.Namespace) -> int:
+    progress = Progress(sys.stderr)
+    logging.basicConfig(stream=progress, level=logging.INFO, format="%(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        outcome = fetch(orders.source, orders.checksum, orders.into, progress)
+        code, report = 0, _report(outcome)
+    except FetchError as error:
+        code, report = 1, {"error": str(error)}
+    except _Stopped as stop:
+        code, report = 128 + stop.number, {"error": f"stopped by signal {stop.number}; {orders.into} is as it was"}
+    if code:
+        progress.write(f"error: {report['error']}\n")
+    else:
+        progress.write("")
+        print(_table(outcome.files, "verified"), end="")
+    if orders.outcome:
+        _write_whole(orders.outcome, json.dumps(report))
+        return 0
+    return code
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _frame: Optional[FrameType]) -> NoReturn:
+    """End as an error does, so that what was staged is cleared away."""
+    raise _Stopped(number)
+
+
+def _report(outcome: Outcome) -> Dict[str, Any]:
+    return {
+        "source": outcome.source,
+        "verified": outcome.verified,
+        "files": [file.name for file in outcome.files],
+    }
+
+
+def _table(files: Iterable[File], proved: str) -> str:
+    rows = [("file", "bytes", "lines", proved)]
+    for name, size, lines, is_proved in files:
+        rows.append((name, f"{size:,}", "-" if lines is None else f"{lines:,}", "yes" if is_proved else "no"))
+    return "".join(f"{name:<27}{size:>11}{lines:>11}  {proved}\n" for name, size, lines, proved in rows)
+
+
+def _write_whole(path: str, text: str) -> None:
+    """Write a file in such a way that nobody finds half of it."""
+    part = path + ".part"
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Bytes over HTTP(S) that outlive a bad line.
+
+The proxy variables, ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` are honoured as requests honours them, and
+certificates are always verified.
+"""
+
+import email.utils
+import logging
+import re
+import time
+from typing import Dict, Iterator, Optional
+
+import requests
+import urllib3.exceptions
+
+from .errors import SourceError, StartOver
+
+_log = logging.getLogger(__name__)
+
+_USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
+_CHUNK = 1 << 18
+
+CONNECT_SECONDS = 8.0
+STALL_SECONDS = 15.0
+SLOWEST = 256  # bytes per second, over STALL_SECONDS: less is a stall, however regularly it drips
+MOST_TRIES = 5  # requests in a row that bring nothing new
+PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
+MOST_BYTES = 200 << 20  # the archive has 17 MiB, the largest file 42
+
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+class DownloadError(SourceError):
+    """The server cannot be reached, or will not give the file."""
+
+
+class _Passing(Exception):
+    """A fault that a further request may not meet; *wait* is the pause in seconds that the server asks for."""
+
+    def __init__(self, reason: str, wait: Optional[float] = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Download:
+    """The body of one URL, as an iterable of bytes.
+
+    Iterating asks for the file, and asks for the rest of it whenever the line is cut or stalls.
+
+    Parameters
+    ----------
+    url : str
+        ``http://`` or ``https://``.
+
+    Attributes
+    ----------
+    received : int
+        Bytes handed on so far.
+    size : int or None
+        Bytes in all; None while the server has not said.
+
+    Raises
+    ------
+    DownloadError
+        While iterating, when the file cannot be had: the reason of the last request.
+    StartOver
+        While iterating, when the rest cannot be joined to what came: the file is another one by now, or the server
+        only sends it whole.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.received = 0
+        self.size: Optional[int] = None
+        self._validator: Optional[str] = None
+        self._answered = False
+        self._tries = 0
+        self._progress_at = time.monotonic()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with requests.Session() as session:
+            while True:
+                try:
+                    with self._ask(session) as response:
+                        for chunk in _body(response):
+                            self._take(chunk)
+                            yield chunk
+                    self._check_whole()
+                    return
+                except _Passing as fault:
+                    self._wait_for_another_try(fault)
+
+    def _ask(self, session: requests.Session) -> requests.Response:
+        """Request the bytes that are still to come."""
+        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it lies there.
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
+        headers.update(self._range())
+        try:
+            response = session.get(
+                self.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
+            )
+        except requests.RequestException as error:
+            if not self._answered and _is_hopeless(error):
+                raise DownloadError(_reason(error)) from None
+            raise _Passing(_reason(error)) from None
+        try:
+            self._read_head(response)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    def _range(self) -> Dict[str, str]:
+        if not self.received:
+            return {}
+        headers = {"Range": f"bytes={self.received}-"}
+        if self._validator:
+            headers["If-Range"] = self._validator
+        return headers
+
+    def _read_head(self, response: requests.Response) -> None:
+        """Take from an answer what it says of the file, or raise what it says of the request."""
+        status = response.status_code
+        self._answered = True
+        if status in _PASSING:
+            raise _Passing(f"the server answered {status} {response.reason}", _retry_after(response))
+        if self.received and status in (200, 416):
+            raise StartOver(f"the rest could not be had: the server answered {status} {response.reason}")
+        if self.received and status == 206:
+            self._check_joins(response)
+        elif status == 200:
+            self.size = _length(response)
+            self._validator = _validator(response)
+        else:
+            raise DownloadError(f"the server answered {status} {response.reason}")
+        if self.size is not None and self.size > MOST_BYTES:
+            raise DownloadError(f"the server offers {self.size} bytes; more than {MOST_BYTES} cannot be right")
+
+    def _check_joins(self, response: requests.Response) -> None:
+        """Raise `StartOver` unless a partial answer begins where the last one ended, in a file of the same size."""
+        given = response.headers.get("Content-Range", "")
+        parts = _CONTENT_RANGE.fullmatch(given.strip())
+        if not parts or int(parts[1]) != self.received:
+            raise StartOver(f"asked for the bytes from {self.received} on, and got Content-Range {given!r}")
+        if parts[2] != "*":
+            total = int(parts[2])
+            if self.size not in (None, total):
+                raise StartOver(f"the file had {self.size} bytes, and has {total} now")
+            self.size = total
+
+    def _take(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        if self.received > MOST_BYTES:
+            raise DownloadError(f"more than {MOST_BYTES} bytes came; that cannot be right")
+        self._tries = 0
+        self._progress_at = time.monotonic()
+
+    def _check_whole(self) -> None:
+        if self.size is not None and self.received != self.size:
+            raise _Passing(f"the line was cut after {self.received} of {self.size} bytes")
+
+    def _wait_for_another_try(self, fault: _Passing) -> None:
+        """Pause before the next request, or give up with the fault as the reason."""
+        self._tries += 1
+        wait = fault.wait if fault.wait is not None else 0.25 * 2**self._tries
+        waited = time.monotonic() - self._progress_at
+        if self._tries >= MOST_TRIES or waited + wait > PATIENCE_SECONDS:
+            raise DownloadError(f"{fault} (given up after {self._tries} requests in {waited:.0f} s without progress)")
+        _log.warning("%s: %s; trying again in %.1f s", self.url, fault, wait)
+        time.sleep(wait)
+
+
+def _body(response: requests.Response) -> Iterator[bytes]:
+    """The undecoded body, in pieces as they arrive; raises `_Passing` when the line breaks or stalls."""
+    read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
+    waited, came = 0.0, 0
+    while True:
+        before = time.monotonic()
+        try:
+            chunk = read(_CHUNK, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _Passing(_reason(error)) from None
+        if not chunk:
+            return
+        waited, came = waited + time.monotonic() - before, came + len(chunk)
+        if waited > STALL_SECONDS:
+            if came < SLOWEST * waited:
+                raise _Passing(f"the line stalled: {came} bytes in {waited:.0f} s")
+            waited, came = 0.0, 0
+        yield chunk
+
+
+def _length(response: requests.Response) -> Optional[int]:
+    """Bytes in the body, None where the server does not say."""
+    length = response.headers.get("Content-Length", "")
+    chunked = "Transfer-Encoding" in response.headers
+    return int(length) if length.isdigit() and not chunked else None
+
+
+def _validator(response: requests.Response) -> Optional[str]:
+    """What If-Range can hold: a strong ETag, else the date; None where there is neither."""
+    etag = response.headers.get("ETag", "")
+    if etag and not etag.startswith("W/"):
+        return etag
+    return response.headers.get("Last-Modified")
+
+
+def _retry_after(response: requests.Response) -> Optional[float]:
+    """Seconds to wait, None where the server does not say."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdigit():
+        return float(value)
+    date = email.utils.parsedate_tz(value)
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+
+
+def _is_hopeless(error: requests.RequestException) -> bool:
+    """Whether a first request failed in a way that asking once more will not mend within our patience."""
+    if isinstance(error, requests.Timeout):
+        return True
+    if not isinstance(error, requests.ConnectionError):
+        return True  # a redirect loop, an URL that is none
+    if isinstance(error, (requests.exceptions.SSLError, requests.exceptions.ProxyError)):
+        return True
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(cause, urllib3.exceptions.NewConnectionError)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of a network error, in one line."""
+    while True:
+        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,118 @@
+"""Source by source: open, unpack into a staging folder, verify, publish."""
+
+import logging
+import os
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
+
+from . import contents, sources
+from .contents import File
+from .errors import FetchError, SourceError, StartOver
+from .sources import Source, Stream
+from .staging import Staging
+
+_log = logging.getLogger(__name__)
+
+_MOST_STARTS = 5
+
+Watch = Callable[[Optional[Stream]], None]
+
+
+class Outcome(NamedTuple):
+    """What was delivered.
+
+    Attributes
+    ----------
+    source : str
+        The URL or path that served.
+    verified : bool
+        Whether every file is proved against a digest, the archive's or its own.
+    files : list of File
+        Those that are there.
+    """
+
+    source: str
+    verified: bool
+    files: List[File]
+
+
+def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
+    """Put the set into a folder, or leave the folder as it is.
+
+    Parameters
+    ----------
+    named : str
+        The source: a URL or a path; '' for the mirrors.
+    checksum : str
+        MD5 or SHA-256 that the archive must have, in hex; '' for any.
+    target : str
+        The folder. Those of the eight files that it holds are replaced together.
+    watch : callable
+        Called now and then with what is being read.
+
+    Raises
+    ------
+    FetchError
+        If no source could deliver, with the reason of each; or if the files cannot be written.
+    """
+    reasons = []
+    candidates = sources.choose(named, checksum)
+    for source in candidates:
+        _log.info("asking %s", source.address)
+        try:
+            return _deliver(source, target, watch)
+        except SourceError as error:
+            reasons.append(f"{source.address}: {error}")
+            if source is not candidates[-1]:
+                _log.warning("%s", reasons[-1])
+    raise FetchError("\n".join(reasons))
+
+
+def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
+    """Stage what a source has, and publish it once it is proved."""
+    with Staging(target) as staging:
+        lines = _stage(source, staging, watch)
+        files = [_staged_file(source, staging.file(name), lines[name]) for name in contents.FILES if name in lines]
+        accepted = _accept(source, files)
+        staging.publish([file.name for file in accepted])
+    return Outcome(source.address, all(file.proved for file in accepted), accepted)
+
+
+def _stage(source: Source, staging: Staging, watch: Watch) -> Dict[str, Optional[int]]:
+    """Write what a source has to the staging folder; the names and their numbers of lines."""
+
+    def watched(chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            watch(source.stream)
+            yield chunk
+
+    reason = ""
+    for _ in range(_MOST_STARTS):
+        try:
+            return {member.name: staging.write(member.name, watched(member.chunks)) for member in source.members()}
+        except StartOver as error:
+            reason = str(error)
+            _log.warning("%s: %s; starting over", source.address, reason)
+    raise SourceError(f"{reason} (given up after {_MOST_STARTS} starts)")
+
+
+def _staged_file(source: Source, path: str, lines: Optional[int]) -> File:
+    return File(os.path.basename(path), os.path.getsize(path), lines, source.proved or contents.is_published(path))
+
+
+def _accept(source: Source, files: List[File]) -> List[File]:
+    """Those of the files that may be published; raises `SourceError` where that is not enough."""
+    if not files:
+        raise SourceError(f"holds none of the eight files: {', '.join(contents.FILES)}")
+    proved = [file for file in files if file.proved]
+    unproved = ", ".join(file.name for file in files if not file.proved)
+    if source.needs:
+        lacking = sorted(source.needs.difference(file.name for file in proved))
+        if lacking:
+            raise SourceError(f"does not give the published {', '.join(lacking)}")
+        files = proved
+    elif unproved:
+        _log.warning("%s: not the published file, and taken as your own: %s", source.address, unproved)
+    absent = ", ".join(name for name in contents.FILES if name not in [file.name for file in files])
+    if absent:
+        _log.warning("%s: not to be had there: %s", source.address, absent)
+    return files

@@ -1,0 +1,80 @@
+"""How far a long transfer has come: a bar on a terminal, a line now and then elsewhere."""
+
+import shutil
+import time
+from typing import TYPE_CHECKING, Optional, TextIO
+
+if TYPE_CHECKING:
+    from .sources import Stream
+
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 3.0
+
+
+class Progress:
+    """Shows, when it is called with what is being read, how much of it there is.
+
+    Parameters
+    ----------
+    out : text stream
+        Where to write.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._bar = out.isatty()
+        self._stream: Optional["Stream"] = None
+        self._began = self._shown = 0.0
+        self._drawn = False
+
+    def __call__(self, stream: Optional["Stream"]) -> None:
+        now = time.monotonic()
+        if stream is not self._stream:
+            self._stream, self._began, self._shown = stream, now, now
+        if stream is None or now - self._shown < (_BAR_SECONDS if self._bar else _LINE_SECONDS):
+            return
+        self._shown = now
+        text = describe(stream.received, stream.size, now - self._began)
+        if self._bar:
+            width = shutil.get_terminal_size().columns - 1
+            self._out.write("\r" + _with_bar(text, stream.received, stream.size, width)[:width].ljust(width))
+            self._drawn = True
+        else:
+            self._out.write(text + "\n")
+        self._out.flush()
+
+    def write(self, text: str) -> None:
+        """Write lines, in the place of the bar where there is one."""
+        if self._drawn:
+            self._out.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            self._drawn = False
+        self._out.write(text)
+        self._out.flush()
+
+    def flush(self) -> None:
+        """Nothing to do: `write` leaves nothing behind. Makes this a stream for `logging`."""
+
+
+def describe(received: int, size: Optional[int], seconds: float) -> str:
+    """Size, rate and time left of a transfer in words.
+
+    Parameters
+    ----------
+    received, size : int
+        Bytes so far, and in all; None where that is not known.
+    seconds : float
+        Since the transfer began.
+    """
+    rate = received / max(seconds, 1e-3)
+    if size is None:
+        return f"{received / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s"
+    left = round((size - received) / rate) if rate else 0
+    return f"{received / 1e6:.1f} of {size / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s  {left // 60}:{left % 60:02} left"
+
+
+def _with_bar(text: str, received: int, size: Optional[int], width: int) -> str:
+    cells = min(40, width - len(text) - 4)
+    if not size or cells < 8:
+        return text
+    full = min(cells, cells * received // size)
+    return f"[{'#' * full}{'.' * (cells - full)}]  {text}"

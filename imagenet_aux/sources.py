@@ -1,0 +1,256 @@
+"""Where the set can be had: the mirrors with their digests, or what the user named.
+
+A source yields names and bytes, whatever it is made of: an archive, or a folder.
+"""
+
+import os
+import re
+from typing import TYPE_CHECKING, FrozenSet, Iterator, List, NamedTuple, Optional, Union
+
+from . import archive, contents
+from .archive import Member
+from .errors import FetchError, SourceError, StartOver
+
+if TYPE_CHECKING:
+    from .download import Download
+
+
+class Mirror(NamedTuple):
+    """A host of ``caffe_ilsvrc12.tar.gz``.
+
+    Attributes
+    ----------
+    address : str
+        How it is known, and shown.
+    digest : str
+        MD5 or SHA-256 of the archive that it serves, in hex; '' where none is known.
+    query : str
+        What the address needs in order to answer with the archive.
+    """
+
+    address: str
+    digest: str
+    query: str = ""
+
+
+# In the order in which they are asked.
+MIRRORS = (
+    Mirror(
+        "https://www.dropbox.com/s/92n2fyej3lzy3s3/caffe_ilsvrc12.tar.gz",
+        "ee346d67141e476df9c1a3f813552503",
+        "?dl=1",  # without it, a page about the archive
+    ),
+    Mirror(
+        "http://dl.caffe.berkeleyvision.org/caffe_ilsvrc12.tar.gz",
+        "e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491",
+    ),
+    Mirror("https://armi.in/files/caffe_ilsvrc12.tar.gz", "ee346d67141e476df9c1a3f813552503"),
+    Mirror("https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz", ""),
+)
+
+_CHUNK = 1 << 18
+_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
+
+
+class LocalFile:
+    """A file on disk, as an iterable of bytes that counts like a `Download`."""
+
+    def __init__(self, path: str) -> None:
+        self.received = 0
+        self.size: Optional[int] = None
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            with open(self._path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                while True:
+                    chunk = file.read(_CHUNK)
+                    if not chunk:
+                        return
+                    self.received += len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from None
+
+
+Stream = Union["Download", LocalFile]
+
+
+class Source:
+    """Where the set may be had.
+
+    Parameters
+    ----------
+    address : str
+        A URL or a path, as it is shown.
+    needs : frozenset of str
+        The files without which it is of no use. Empty where the user named it: then what it holds is the user's own,
+        otherwise nothing unproved is taken from it.
+
+    Attributes
+    ----------
+    proved : bool
+        Once all members have been taken: whether a digest of the whole vouches for each of them.
+    stream : Download or LocalFile or None
+        What is being read, with the counts of its bytes.
+    """
+
+    def __init__(self, address: str, needs: FrozenSet[str] = frozenset()) -> None:
+        self.address = address
+        self.needs = needs
+        self.proved = False
+        self.stream: Optional[Stream] = None
+
+    def members(self) -> Iterator[Member]:
+        """The files of the set that it has, from the beginning.
+
+        Raises
+        ------
+        SourceError
+            While iterating, for whatever keeps it from delivering.
+        """
+        raise NotImplementedError
+
+    def _read(self, location: str) -> Iterator[bytes]:
+        """The bytes of a URL or a path, unless they are those of a web page."""
+        self.stream = _open(location)
+        chunks = iter(self.stream)
+        first = next(chunks, b"")
+        if _HTML.match(first[:1024]):
+            raise SourceError("is an HTML page, not the file: the link may have expired, or want a log-in")
+        yield first
+        yield from chunks
+
+
+class Archive(Source):
+    """The set in one archive, on a server or on disk.
+
+    Parameters
+    ----------
+    digest : str
+        MD5 or SHA-256 that vouches for its bytes, in hex; '' where there is none.
+    demanded : bool
+        Whether an archive of another digest is refused, whatever it holds.
+    location : str, optional
+        What to read, where that is not the address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        needs: FrozenSet[str] = frozenset(),
+        digest: str = "",
+        demanded: bool = False,
+        location: str = "",
+    ) -> None:
+        super().__init__(address, needs)
+        self._digest = digest
+        self._demanded = demanded
+        self._location = location or address
+
+    def members(self) -> Iterator[Member]:
+        hasher = contents.hasher("md5" if len(self._digest) == 32 else "sha256") if self._digest else None
+
+        def hashed() -> Iterator[bytes]:
+            for chunk in self._read(self._location):
+                if hasher:
+                    hasher.update(chunk)
+                yield chunk
+
+        try:
+            yield from archive.members(hashed(), contents.FILES)
+        except archive.CutShort as error:
+            if self.stream and self.stream.size is None:
+                raise StartOver(str(error)) from None  # a server that gives no length: a cut looks like the end
+            raise
+        if hasher:
+            self._compare(hasher.hexdigest())
+
+    def _compare(self, digest: str) -> None:
+        self.proved = digest == self._digest
+        if self._demanded and not self.proved:
+            name = _DIGEST_NAMES[len(digest)]
+            raise SourceError(f"its {name} should be {self._digest}, and is {digest}: one of the two is the wrong one")
+
+
+class Folder(Source):
+    """The set as a folder that holds the files."""
+
+    def members(self) -> Iterator[Member]:
+        for name in contents.FILES:
+            path = os.path.join(self.address, name)
+            if os.path.lexists(path):
+                yield Member(name, self._read(path))
+
+
+def choose(named: str, checksum: str) -> List[Source]:
+    """The sources to ask, in turn.
+
+    Parameters
+    ----------
+    named : str
+        A URL or a path. That of one of our mirrors: this one first, then the others. '': the mirrors in their order.
+    checksum : str
+        MD5 or SHA-256 that the archive must have, in hex; '' for any.
+
+    Raises
+    ------
+    FetchError
+        If these are no orders that could be carried out.
+    """
+    checksum = checksum.strip().lower()
+    if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
+        raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
+    mirrors = sorted(MIRRORS, key=lambda mirror: mirror.address != named.partition("?")[0])
+    if named and mirrors[0].address != named.partition("?")[0]:
+        return [_named(named, checksum)]
+    needs = frozenset(contents.FILES)
+    return [
+        Archive(mirror.address, needs, checksum or mirror.digest, bool(checksum), mirror.address + mirror.query)
+        for mirror in mirrors
+    ]
+
+
+def _named(named: str, checksum: str) -> Source:
+    """The source that the user means."""
+    if _is_http(named):
+        return Archive(named, digest=checksum, demanded=bool(checksum))
+    path = _path(named)
+    if os.path.isdir(path):
+        if checksum:
+            raise FetchError(f"{path}: is a folder, and a checksum is of an archive: leave it out, or name the archive")
+        return Folder(path)
+    if not os.path.exists(path):
+        raise FetchError(f"{path}: there is no such file or folder")
+    return Archive(path, digest=checksum, demanded=bool(checksum))
+
+
+def _path(named: str) -> str:
+    """The absolute path that a path or a file URL means."""
+    if "://" not in named and not named.lower().startswith("file:"):
+        return os.path.abspath(os.path.expanduser(named))
+    scheme, _, rest = named.partition(":")
+    if scheme.lower() != "file":
+        raise FetchError(f"{named}: a source is an http, https or file URL, or the path of an archive or a folder")
+    from urllib.request import url2pathname  # slow to import, and seldom needed
+
+    host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
+    if host not in ("", "localhost"):
+        raise FetchError(f"{named}: a file URL names a file of this machine, as file:///path does")
+    return os.path.abspath(url2pathname("/" + path))
+
+
+def _is_http(location: str) -> bool:
+    return location.lower().startswith(("http://", "https://"))
+
+
+def _open(location: str) -> Stream:
+    if _is_http(location):
+        from .download import Download  # brings requests, which a local source does without
+
+        return Download(location)
+    if not os.path.isfile(location):
+        raise SourceError("is neither a file nor a folder" if os.path.exists(location) else "there is no such file")
+    return LocalFile(location)

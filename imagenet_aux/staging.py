@@ -1,0 +1,150 @@
+"""A folder beside the target in which a set is put together, and from which it is published once it is proved."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from types import TracebackType
+from typing import BinaryIO, Collection, Iterable, Iterator, Optional, Type
+
+from .contents import FILES, is_text
+from .errors import FetchError
+
+_SUFFIX = ".part"
+_LOCK = "lock"
+
+
+class StagingError(FetchError):
+    """The files cannot be written."""
+
+
+class Staging:
+    """A context manager: a new folder, gone again at its end.
+
+    What a killed process left of its own folder is cleared away by the next one; a lock that the system holds for as
+    long as a process lives tells those of the living from those of the dead.
+
+    Parameters
+    ----------
+    target : str
+        The folder to publish to. It is touched by `publish` alone.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = os.path.abspath(target)
+        self.path = ""
+        self._lock: Optional[BinaryIO] = None
+
+    def __enter__(self) -> "Staging":
+        with _said_as_unwritable(self.target):
+            _clear_abandoned(self.target)
+            while self._lock is None:
+                self.path = tempfile.mkdtemp(_SUFFIX, _prefix(self.target), os.path.dirname(self.target))
+                self._lock = _locked(os.path.join(self.path, _LOCK), "xb")
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if self._lock:
+            self._lock.close()  # first: Windows removes no open file
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> Optional[int]:
+        """Write a file; the number of its line feeds, None where it is not text.
+
+        Raises
+        ------
+        StagingError
+            If there is no room, or no right to write.
+        """
+        lines = 0
+        count_lines = is_text(name)
+        path = self.file(name)
+        with _said_as_unwritable(path):
+            file = open(path, "wb")
+        try:
+            for chunk in chunks:
+                with _said_as_unwritable(path):
+                    file.write(chunk)
+                if count_lines:
+                    lines += chunk.count(b"\n")
+        finally:
+            with _said_as_unwritable(path):
+                file.close()
+        return lines if count_lines else None
+
+    def file(self, name: str) -> str:
+        """The path of a staged file."""
+        return os.path.join(self.path, name)
+
+    def publish(self, names: Collection[str]) -> None:
+        """Make the target hold these of the staged files, and none of the other of the eight.
+
+        Each file is put in its place by one rename: whoever looks finds the old one whole or the new one whole.
+        """
+        with _said_as_unwritable(self.target):
+            os.makedirs(self.target, exist_ok=True)
+            for name in names:
+                os.replace(self.file(name), os.path.join(self.target, name))
+            for name in FILES:
+                if name not in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(self.target, name))
+
+
+def _prefix(target: str) -> str:
+    return os.path.basename(target) + "."
+
+
+def _clear_abandoned(target: str) -> None:
+    """Remove the staging folders of processes that live no more."""
+    with os.scandir(os.path.dirname(target)) as entries:
+        left = [e.path for e in entries if e.name.startswith(_prefix(target)) and e.name.endswith(_SUFFIX)]
+    for path in left:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)  # its process was killed before it had a lock
+        with contextlib.suppress(OSError):
+            lock = _locked(os.path.join(path, _LOCK), "r+b")
+            if lock:
+                lock.close()
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _locked(path: str, mode: str) -> Optional[BinaryIO]:
+    """The file, open and locked by this process; None if another one has it, or has removed its folder."""
+    try:
+        file = open(path, mode)
+    except FileNotFoundError:
+        return None
+    try:
+        _lock(file)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError:
+        # A file system without locks: nobody can tell the living from the dead, so nothing is cleared away.
+        if "r" in mode:
+            file.close()
+            return None
+    return file
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def _said_as_unwritable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StagingError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,48 @@
+import os
+from pathlib import Path
+from typing import Dict, Iterator
+
+import pytest
+import standin
+from home import ROOT, Home
+from server import Server
+
+REAL = ROOT.parent / "shared" / "aux-real"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, template: Home) -> Home:
+    path = tmp_path / "home"
+    path.mkdir()
+    return Home(path, template)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small() -> Dict[str, bytes]:
+    """The eight files, at a hundredth of their scale."""
+    return standin.files(0.01)
+
+
+@pytest.fixture(scope="session")
+def archive(small: Dict[str, bytes]) -> bytes:
+    """These files as an archive."""
+    return standin.pack(standin.members(small))
+
+
+@pytest.fixture
+def real() -> Path:
+    """The folder of the six published files that can be had."""
+    if not REAL.is_dir():
+        pytest.skip(f"the published files are not at {os.path.relpath(REAL, ROOT)}")
+    return REAL

@@ -1,0 +1,98 @@
+"""A throw-away CM home that holds the script, and the engine from PyPI at work in it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+ROOT = Path(__file__).resolve().parent.parent
+TAGS = "get,aux,imagenet-aux"
+
+
+class Home:
+    """One user's machine: a HOME, a CM home, and nothing in the cache.
+
+    Parameters
+    ----------
+    path : Path
+        An empty folder.
+    template : Home, optional
+        A home whose index of the engine's own scripts is taken over, which saves two seconds.
+    """
+
+    def __init__(self, path: Path, template: Optional["Home"] = None) -> None:
+        self.path = path
+        self.cm = path / "CM"
+        self.env = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
+        self.env.update(HOME=str(path), CM_REPOS=str(self.cm), PATH=os.pathsep.join([_bin(), os.environ["PATH"]]))
+        if template:
+            shutil.copytree(template.cm, self.cm)
+            index = self.cm / "index.json"
+            index.write_text(index.read_text().replace(str(template.cm), str(self.cm)))
+        else:
+            self.script.parent.mkdir(parents=True)
+            shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+            self.call("cm", "reindex", "repo", check=True)
+
+    @property
+    def script(self) -> Path:
+        """The script's folder in the ``local`` repository."""
+        return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
+
+    def call(self, *words: object, check: bool = False, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command in this home."""
+        result = subprocess.run(
+            [str(word) for word in words],
+            cwd=self.path,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=300,
+        )
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def run(self, *words: object, **env: str) -> "subprocess.CompletedProcess[str]":
+        """``cm run script --tags=get,aux,imagenet-aux`` with further words."""
+        return self.call("cm", "run", "script", f"--tags={TAGS}", *words, **env)
+
+    def access(self, **call: Any) -> Dict[str, Any]:
+        """The answer of ``cmind.access`` to this call, in a process of its own."""
+        call = {"action": "run", "automation": "script", "quiet": True, **call}
+        program = (
+            "import json, sys, cmind; r = cmind.access(json.loads(sys.argv[1]));"
+            "json.dump({k: r.get(k) for k in ('return', 'error', 'new_env')}, open(sys.argv[2], 'w'))"
+        )
+        answer = self.path / "answer.json"
+        self.call(sys.executable, "-c", program, json.dumps(call), answer, check=True)
+        result: Dict[str, Any] = json.loads(answer.read_text())
+        return result
+
+    def exported(self, *words: object) -> Dict[str, str]:
+        """The keys that a run with these words exports."""
+        result = self.run(*words, "-j")
+        assert result.returncode == 0, result.stdout + result.stderr
+        printed = result.stderr[result.stderr.index("{\n") :]
+        new_env: Dict[str, str] = json.JSONDecoder().raw_decode(printed)[0]["new_env"]
+        return new_env
+
+    def entries(self) -> List[Path]:
+        """The folders in the cache."""
+        cache = self.cm / "repos" / "local" / "cache"
+        return sorted(cache.iterdir()) if cache.is_dir() else []
+
+    def litter(self) -> List[str]:
+        """What stands in the cache entries that is neither the set nor the engine's own."""
+        own = ("data", "_cm.json", "cm-cached-state.json")
+        found = [path for entry in self.entries() for path in entry.iterdir()]
+        return [str(p) for p in found if p.name not in own and not (p.name.startswith("tmp-") and "aux" not in p.name)]
+
+
+def _bin() -> str:
+    return str(Path(sys.executable).parent)

@@ -1,0 +1,172 @@
+"""A real HTTP server on loopback that misbehaves as it is told to, one reply after another."""
+
+import hashlib
+import http.server
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+
+@dataclass
+class Reply:
+    """How one request is answered; without arguments, as a good server does.
+
+    Attributes
+    ----------
+    status : int or None
+        None: 200, or 206 where a range is asked for.
+    body : bytes or None
+        What to send in place of the file.
+    ranges : bool
+        Whether a range is honoured.
+    shift : int
+        Where a partial answer begins, away from where it should.
+    length, chunked : bool
+        Whether there is a Content-Length; whether the body comes in chunks.
+    stop_at : int or None
+        Number of body bytes after which ``then`` happens.
+    then : str
+        ``close``, ``reset``, or ``stall``.
+    etag : str or None
+        None: made of the body.
+    pause : float
+        Seconds between pieces of 64 KiB.
+    """
+
+    status: Optional[int] = None
+    headers: Dict[str, str] = field(default_factory=dict)
+    body: Optional[bytes] = None
+    ranges: bool = True
+    shift: int = 0
+    length: bool = True
+    chunked: bool = False
+    stop_at: Optional[int] = None
+    then: str = "close"
+    etag: Optional[str] = None
+    pause: float = 0.0
+
+
+class Server:
+    """A context manager: a server on a port of its own, and what it was asked for.
+
+    Attributes
+    ----------
+    requests : list of (method, path, headers)
+        In the order in which they came.
+    """
+
+    def __init__(self, tls: Optional[ssl.SSLContext] = None) -> None:
+        self.requests: List[Tuple[str, str, Dict[str, str]]] = []
+        self.released = threading.Event()
+        self._pages: Dict[str, Tuple[bytes, List[Reply]]] = {}
+        self._lock = threading.Lock()
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http.daemon_threads = True
+        if tls:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
+        self._scheme = "https" if tls else "http"
+        self.port = self._http.server_address[1]
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def serve(self, name: str, body: bytes, *replies: Reply) -> str:
+        """Answer requests for a name with these replies in turn, the last one for good; its URL."""
+        path = "/" + name
+        self._pages[path] = (body, list(replies) or [Reply()])
+        return f"{self._scheme}://localhost:{self.port}{path}"
+
+    def asked(self, name: str) -> List[Dict[str, str]]:
+        """The headers of each request for a name."""
+        return [headers for _, path, headers in self.requests if path.partition("?")[0] == "/" + name]
+
+    def next_reply(self, path: str) -> Optional[Tuple[bytes, Reply]]:
+        with self._lock:
+            if path not in self._pages:
+                return None
+            body, replies = self._pages[path]
+            return body, replies.pop(0) if len(replies) > 1 else replies[0]
+
+
+def _handler(server: Server) -> Any:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            server.requests.append(("HEAD", self.path, dict(self.headers)))
+            self.send_error(405)
+
+        def do_GET(self) -> None:
+            server.requests.append(("GET", self.path, dict(self.headers)))
+            self.close_connection = True
+            found = server.next_reply(self.path.partition("?")[0])
+            if found is None:
+                self.send_error(404)
+                return
+            try:
+                self._answer(*found)
+            except OSError:
+                pass
+
+        def _answer(self, file: bytes, reply: Reply) -> None:
+            whole = file if reply.body is None else reply.body
+            etag = reply.etag or '"' + hashlib.md5(whole).hexdigest() + '"'
+            begin = self._range_start(etag) if reply.ranges and reply.status is None else None
+            if begin is not None and begin >= len(whole):
+                self.send_error(416)
+                return
+            body = whole if begin is None else whole[begin + reply.shift :]
+            self.send_response(reply.status or (200 if begin is None else 206))
+            if begin is not None:
+                first = begin + reply.shift
+                self.send_header("Content-Range", f"bytes {first}-{len(whole) - 1}/{len(whole)}")
+            if reply.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            elif reply.length:
+                self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", etag)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self._send_body(body, reply)
+
+        def _range_start(self, etag: str) -> Optional[int]:
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if not asked or self.headers.get("If-Range", etag) != etag:
+                return None
+            return int(asked[1])
+
+        def _send_body(self, body: bytes, reply: Reply) -> None:
+            end = len(body) if reply.stop_at is None else reply.stop_at
+            for at in range(0, end, 65536):
+                piece = body[at : min(at + 65536, end)]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if reply.chunked else piece)
+                time.sleep(reply.pause)
+            if reply.stop_at is None:
+                self.wfile.write(b"0\r\n\r\n" if reply.chunked else b"")
+            elif reply.then == "stall":
+                self.wfile.flush()
+                server.released.wait(60)
+            elif reply.then == "reset":
+                self.wfile.flush()
+                time.sleep(0.1)  # a reset overtakes what has not been read
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.connection.close()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler

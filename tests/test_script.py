@@ -1,0 +1,312 @@
+"""What the script does under CM: how it is called, what it exports, what it keeps."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Dict
+
+import pytest
+import standin
+from home import ROOT, TAGS, Home
+from server import Reply, Server
+
+KEYS = {
+    "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
+    "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
+    "CM_DATASET_AUX_IMAGENET_MEAN_PATH": "imagenet_mean.binaryproto",
+    "CM_DATASET_AUX_SYNSETS_PATH": "synsets.txt",
+    "CM_DATASET_AUX_SYNSET_WORDS_PATH": "synset_words.txt",
+    "CM_DATASET_AUX_TEST_PATH": "test.txt",
+    "CM_DATASET_AUX_TRAIN_PATH": "train.txt",
+    "CM_DATASET_AUX_VAL_PATH": "val.txt",
+}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+# How it is found and called
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cm", "run", "script", "--tags=get,aux,dataset-aux,image-classification,imagenet-aux"),
+        ("cm", "run", "script", "--tags=get,aux,imagenet-aux"),
+        ("cm", "run", "script", "--tags=get,dataset-aux,image-classification"),
+        ("cm", "run", "script", "get aux imagenet-aux"),
+        ("cm", "run", "script", "bb2c6dd8c8c64217"),
+        ("cm", "run", "script", "get-dataset-imagenet-aux"),
+        ("cmr", "get aux imagenet-aux"),
+        ("cmx", "run", "script", "get aux imagenet-aux"),
+    ],
+    ids=" ".join,
+)
+def test_it_answers_to_each_of_its_names(words: tuple, home: Home, server: Server, archive: bytes) -> None:  # type: ignore[type-arg]
+    url = server.serve("a.tar.gz", archive)
+    result = home.call(*words, f"--url={url}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(server.asked("a.tar.gz")) == 1
+    assert sorted(p.name for p in (home.entries()[0] / "data").iterdir()) == sorted(KEYS.values())
+
+
+def test_the_python_api_gets_it(home: Home, server: Server, archive: bytes) -> None:
+    answer = home.access(tags=TAGS, url=server.serve("a.tar.gz", archive))
+    assert answer["return"] == 0
+    assert set(KEYS) <= set(answer["new_env"])
+
+
+def test_a_dependent_script_sees_the_exported_keys_and_nothing_else(home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    meta = {
+        "alias": "reads-aux",
+        "uid": "0123456789abcdef",
+        "automation_alias": "script",
+        "automation_uid": "5b4e0237da074764",
+        "tags": ["reads", "aux"],
+        "deps": [{"tags": TAGS, "url": url}],
+    }
+    folder = home.script.parent / "reads-aux"
+    write(folder / "_cm.json", json.dumps(meta).encode())
+    write(folder / "run.sh", b"env | grep -E 'AUX|WGET' | sort > seen.txt\n")
+    home.call("cm", "reindex", "repo", check=True)
+    home.call("cm", "run", "script", "--tags=reads,aux", check=True)
+    seen = dict(line.split("=", 1) for line in (home.path / "seen.txt").read_text().splitlines())
+    assert set(seen) == {
+        *KEYS,
+        "CM_DATASET_AUX_PATH",
+        "CM_DATASET_AUX_VER",
+        "CM_DATASET_AUX_SOURCE",
+        "CM_DATASET_AUX_VERIFIED",
+    }
+
+
+# What it exports
+
+
+def test_every_key_is_exported_with_files_as_the_archive_held_them(
+    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    url = server.serve("a.tar.gz", archive)
+    env = home.exported(f"--url={url}")
+    data = home.entries()[0] / "data"
+    assert env == {
+        **{key: str(data / name) for key, name in KEYS.items()},
+        "CM_DATASET_AUX_PATH": str(data),
+        "CM_DATASET_AUX_VER": "2012",
+        "CM_DATASET_AUX_SOURCE": url,
+        "CM_DATASET_AUX_VERIFIED": "no",
+    }
+    assert {p.name: p.read_bytes() for p in data.iterdir()} == small
+    assert home.litter() == []
+
+
+# The cache
+
+
+def test_the_second_call_does_not_touch_the_network(home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    first = home.exported(f"--url={url}")
+    assert home.exported() == first
+    assert len(server.requests) == 1
+
+
+def test_renew_fetches_again_and_leaves_what_the_new_source_gave(
+    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    home.exported(f"--url={server.serve('a.tar.gz', archive)}")
+    fewer = {"val.txt": b"1\n", "synsets.txt": small["synsets.txt"]}
+    env = home.exported(f"--url={server.serve('b.tar.gz', standin.pack(standin.members(fewer)))}", "--renew")
+    data = home.entries()[0] / "data"
+    assert len(home.entries()) == 1
+    assert {p.name: p.read_bytes() for p in data.iterdir()} == fewer
+    assert {key for key in env if key in KEYS} == {"CM_DATASET_AUX_VAL_PATH", "CM_DATASET_AUX_SYNSETS_PATH"}
+
+
+def test_a_cached_folder_that_is_gone_is_fetched_again(home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    shutil.rmtree(home.exported(f"--url={url}")["CM_DATASET_AUX_PATH"])
+    env = home.exported(f"--url={url}")
+    assert len(server.requests) == 2
+    assert Path(env["CM_DATASET_AUX_VAL_PATH"]).is_file()
+
+
+# Where the source is named
+
+
+@pytest.mark.parametrize("flag", ["--url=", "--const.CM_WGET_URL=", "--env.CM_WGET_URL="])
+def test_the_command_line_sets_the_source(flag: str, home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    assert home.exported(flag + url)["CM_DATASET_AUX_SOURCE"] == url
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "a=b", "données"])
+@pytest.mark.parametrize("kind", ["archive", "folder", "file URL", "path from here"])
+def test_a_source_on_disk_is_read_by_path_or_file_url(
+    name: str, kind: str, home: Home, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    folder = home.path / name
+    path = write(folder / "set.tar.gz", archive)
+    if kind == "folder":
+        path = folder
+        for file, data in small.items():
+            write(folder / file, data)
+    source = {"file URL": path.as_uri(), "path from here": f"{name}/set.tar.gz"}.get(kind, str(path))
+    env = home.exported(f"--url={source}")
+    assert {p.name: p.read_bytes() for p in Path(env["CM_DATASET_AUX_PATH"]).iterdir()} == small
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+# Checksums
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_the_right_checksum_is_proof(algorithm: str, home: Home, server: Server, archive: bytes) -> None:
+    checksum = hashlib.new(algorithm, archive).hexdigest()
+    env = home.exported(f"--url={server.serve('a.tar.gz', archive)}", f"--checksum={checksum}")
+    assert env["CM_DATASET_AUX_VERIFIED"] == "yes"
+
+
+@pytest.mark.parametrize("length", [32, 64])
+def test_the_wrong_checksum_is_an_error_and_caches_nothing(
+    length: int, home: Home, server: Server, archive: bytes
+) -> None:
+    came = (hashlib.md5 if length == 32 else hashlib.sha256)(archive).hexdigest()
+    url = server.serve("a.tar.gz", archive)
+    result = home.run(f"--url={url}", f"--checksum={'0' * length}")
+    assert result.returncode != 0
+    assert "0" * length in result.stderr and came in result.stderr
+    assert home.litter() == [] and not list(home.entries()[0].glob("data"))
+    assert home.run(f"--url={url}").returncode == 0
+
+
+@pytest.mark.parametrize("checksum", ["abc", "g" * 32, "0" * 40])
+def test_what_is_no_checksum_is_said_to_be_none(checksum: str, home: Home, archive: bytes) -> None:
+    result = home.run(f"--url={write(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
+    assert result.returncode != 0
+    assert checksum in result.stderr and "32 hex digits" in result.stderr
+
+
+# What is trusted
+
+
+def test_the_real_files_are_verified_as_a_folder(home: Home, real: Path) -> None:
+    assert home.exported(f"--url={real}")["CM_DATASET_AUX_VERIFIED"] == "yes"
+
+
+def test_the_real_files_are_verified_as_an_archive(home: Home, real: Path, tmp_path: Path) -> None:
+    content = {p.name: p.read_bytes() for p in real.iterdir() if p.name in KEYS.values()}
+    path = write(tmp_path / "real.tar.gz", standin.pack(standin.members(content)))
+    assert home.exported(f"--url={path}")["CM_DATASET_AUX_VERIFIED"] == "yes"
+
+
+def test_one_changed_label_is_warned_of_by_name(home: Home, real: Path, tmp_path: Path) -> None:
+    content = {p.name: p.read_bytes() for p in real.iterdir() if p.name in KEYS.values()}
+    content["val.txt"] = content["val.txt"].replace(b"00000001.JPEG 65\n", b"00000001.JPEG 66\n")
+    result = home.run(f"--url={write(tmp_path / 'x.tar.gz', standin.pack(standin.members(content)))}", "-j")
+    assert result.returncode == 0
+    assert '"CM_DATASET_AUX_VERIFIED": "no"' in result.stderr
+    warning = next(line for line in result.stderr.splitlines() if "not the published" in line)
+    assert "val.txt" in warning and "synsets.txt" not in warning
+
+
+def test_an_archive_of_other_things_is_refused(home: Home, tmp_path: Path) -> None:
+    path = write(tmp_path / "other.tar.gz", standin.pack([(standin.entry("notes.txt", size=2), b"hi")]))
+    result = home.run(f"--url={path}")
+    assert result.returncode != 0 and "none of the eight files" in result.stderr
+
+
+# How it fails
+
+
+def test_a_failure_is_readable_and_whole_in_the_python_api(home: Home, server: Server) -> None:
+    url = f"http://localhost:{server.port}/missing.tar.gz"
+    answer = home.access(tags=TAGS, url=url)
+    assert answer["return"] > 0
+    assert answer["error"] == f"{url}: the server answered 404 Not Found"
+
+
+def test_a_failure_has_no_traceback_and_asks_for_no_bug_report(home: Home, server: Server) -> None:
+    result = home.run(f"--url=http://localhost:{server.port}/missing.tar.gz")
+    assert result.returncode != 0
+    said = result.stdout + result.stderr
+    assert "404 Not Found" in said
+    assert "Traceback" not in said and "file an issue" not in said
+
+
+@pytest.mark.parametrize("text", ['"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a\ntouch pwned\n", "${HOME}"])
+def test_shell_text_is_refused_before_any_shell_sees_it(text: str, home: Home) -> None:
+    for key in ("url", "checksum"):
+        answer = home.access(tags=TAGS, **{key: text})
+        assert answer["return"] > 0 and repr(text) in answer["error"]
+    assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.sh"))
+
+
+# The native script alone
+
+
+def test_run_sh_alone_leaves_data(tmp_path: Path, home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    folder = tmp_path / "any folder"
+    folder.mkdir()
+    result = home.call("bash", "-c", 'cd "$0" && bash "$1"', folder, ROOT / "run.sh", CM_WGET_URL=url)
+    assert result.returncode == 0, result.stderr
+    assert [p.name for p in folder.iterdir()] == ["data"]
+    assert sorted(p.name for p in (folder / "data").iterdir()) == sorted(KEYS.values())
+
+
+def test_run_sh_alone_fails_with_a_code_where_it_could_not(tmp_path: Path, home: Home, server: Server) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    url = f"http://localhost:{server.port}/missing"
+    result = home.call("bash", "-c", 'cd "$0" && bash "$1"', folder, ROOT / "run.sh", CM_WGET_URL=url)
+    assert result.returncode == 1
+    assert list(folder.iterdir()) == []
+
+
+# What is shown
+
+
+def test_it_ends_with_a_table_of_what_was_fetched(
+    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    table = home.run(f"--url={server.serve('a.tar.gz', archive)}").stdout
+    lines = small["val.txt"].count(b"\n")
+    assert re.search(rf"^val\.txt +{len(small['val.txt']):,} +{lines:,} +no$", table, re.MULTILINE)
+    assert re.search(rf"^imagenet\.bet\.pickle +{len(small['imagenet.bet.pickle']):,} +- +no$", table, re.MULTILINE)
+
+
+def test_long_work_says_how_far_it_is(home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(pause=5.0 * 65536 / len(archive)))
+    said = home.run(f"--url={url}").stderr
+    assert re.search(r"\d+\.\d of \d+\.\d MB  \d+\.\d MB/s  \d+:\d\d left", said)
+
+
+def test_a_terminal_gets_a_bar(home: Home, server: Server, archive: bytes, tmp_path: Path) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(pause=0.3))
+    shown = tmp_path / "shown"
+    home.call("script", "-qec", f"bash {ROOT / 'run.sh'}", shown, check=True, CM_WGET_URL=url)
+    assert re.search(r"\r\[#+\.+\]  \d+\.\d of \d+\.\d MB", shown.read_bytes().decode())
+
+
+# The meta
+
+
+def test_the_meta_is_what_dependents_know() -> None:
+    meta = json.loads((ROOT / "_cm.json").read_text())
+    assert (meta["alias"], meta["uid"]) == ("get-dataset-imagenet-aux", "bb2c6dd8c8c64217")
+    assert (meta["automation_alias"], meta["automation_uid"]) == ("script", "5b4e0237da074764")
+    assert meta["cache"] is True and meta["category"] == "AI/ML datasets"
+    assert meta["tags"] == ["get", "aux", "dataset-aux", "image-classification", "imagenet-aux"]
+    assert meta["new_env_keys"] == ["CM_DATASET_AUX_*"]
+    assert set(meta["input_mapping"]) == set(meta["input_description"]) == {"url", "checksum"}
+

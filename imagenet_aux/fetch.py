@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from . import contents, sources
 from .contents import File
@@ -85,10 +85,19 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> Dict[str, Optional
             watch(source.stream)
             yield chunk
 
+    def staged() -> Iterator[Tuple[str, Optional[int]]]:
+        for member in source.members():
+            try:
+                yield member.name, staging.write(member.name, watched(member.chunks))
+            except SourceError as error:
+                if member.name not in source.optional or isinstance(error, StartOver):
+                    raise
+                _log.warning("%s: %s: %s", source.address, member.name, error)
+
     reason = ""
     for _ in range(_MOST_STARTS):
         try:
-            return {member.name: staging.write(member.name, watched(member.chunks)) for member in source.members()}
+            return dict(staged())
         except StartOver as error:
             reason = str(error)
             _log.warning("%s: %s; starting over", source.address, reason)
@@ -105,10 +114,10 @@ def _accept(source: Source, files: List[File]) -> List[File]:
         raise SourceError(f"holds none of the eight files: {', '.join(contents.FILES)}")
     proved = [file for file in files if file.proved]
     unproved = ", ".join(file.name for file in files if not file.proved)
-    if source.needs:
-        lacking = sorted(source.needs.difference(file.name for file in proved))
+    if source.ours:
+        lacking = set(contents.FILES).difference(source.optional, [file.name for file in proved])
         if lacking:
-            raise SourceError(f"does not give the published {', '.join(lacking)}")
+            raise SourceError(f"does not give the published {', '.join(sorted(lacking))}")
         files = proved
     elif unproved:
         _log.warning("%s: not the published file, and taken as your own: %s", source.address, unproved)

@@ -1,11 +1,11 @@
 """Where the set can be had: the mirrors with their digests, or what the user named.
 
-A source yields names and bytes, whatever it is made of: an archive, or a folder.
+A source yields names and bytes, whatever it is made of: an archive, a folder, or a list of single files.
 """
 
 import os
 import re
-from typing import TYPE_CHECKING, FrozenSet, Iterator, List, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Collection, Dict, Iterator, List, NamedTuple, Optional, Union
 
 from . import archive, contents
 from .archive import Member
@@ -48,6 +48,22 @@ MIRRORS = (
     Mirror("https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz", ""),
 )
 
+# The same files lie in the history of repositories on GitHub, under addresses that are their content.
+GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
+_GITHUB_FORK = "https://raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
+_GITHUB_FILES = {
+    "synsets.txt": f"{GITHUB}/ilsvrc_2012_synsets.txt",
+    "synset_words.txt": f"{GITHUB}/ilsvrc_2012_synset_words.txt",
+    "imagenet_mean.binaryproto": f"{GITHUB}/ilsvrc_2012_mean.binaryproto",
+    "val.txt": f"{GITHUB}/ilsvrc_2012_val.txt",
+    "test.txt": f"{GITHUB}/ilsvrc_2012_test.txt",
+    "train.txt": f"{GITHUB}/ilsvrc_2012_train.txt",
+}
+_GITHUB_EXTRAS = {
+    "det_synset_words.txt": f"{_GITHUB_FORK}/det_synset_words.txt",
+    "imagenet.bet.pickle": f"{_GITHUB_FORK}/imagenet.bet.pickle",
+}
+
 _CHUNK = 1 << 18
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
@@ -85,21 +101,24 @@ class Source:
     ----------
     address : str
         A URL or a path, as it is shown.
-    needs : frozenset of str
-        The files without which it is of no use. Empty where the user named it: then what it holds is the user's own,
-        otherwise nothing unproved is taken from it.
+    ours : bool
+        Whether we name it: then nothing unproved is taken from it. What the user names holds the user's own.
 
     Attributes
     ----------
+    optional : collection of str
+        The files without which it still serves.
     proved : bool
         Once all members have been taken: whether a digest of the whole vouches for each of them.
     stream : Download or LocalFile or None
         What is being read, with the counts of its bytes.
     """
 
-    def __init__(self, address: str, needs: FrozenSet[str] = frozenset()) -> None:
+    optional: Collection[str] = ()
+
+    def __init__(self, address: str, ours: bool = False) -> None:
         self.address = address
-        self.needs = needs
+        self.ours = ours
         self.proved = False
         self.stream: Optional[Stream] = None
 
@@ -140,12 +159,12 @@ class Archive(Source):
     def __init__(
         self,
         address: str,
-        needs: FrozenSet[str] = frozenset(),
+        ours: bool = False,
         digest: str = "",
         demanded: bool = False,
         location: str = "",
     ) -> None:
-        super().__init__(address, needs)
+        super().__init__(address, ours)
         self._digest = digest
         self._demanded = demanded
         self._location = location or address
@@ -185,13 +204,33 @@ class Folder(Source):
                 yield Member(name, self._read(path))
 
 
+class SingleFiles(Source):
+    """The set as a file for each address.
+
+    Parameters
+    ----------
+    required, extras : dict of str
+        The URL of each file that it must have, and of each without which it still serves.
+    """
+
+    def __init__(self, address: str, required: Dict[str, str], extras: Dict[str, str]) -> None:
+        super().__init__(address, ours=True)
+        self.optional = extras
+        self._urls = {**required, **extras}
+
+    def members(self) -> Iterator[Member]:
+        for name, url in self._urls.items():
+            yield Member(name, self._read(url))
+
+
 def choose(named: str, checksum: str) -> List[Source]:
     """The sources to ask, in turn.
 
     Parameters
     ----------
     named : str
-        A URL or a path. That of one of our mirrors: this one first, then the others. '': the mirrors in their order.
+        A URL or a path, and then the only source, unless it is the address of one of ours: then this one is asked
+        first, and the others after it. '': ours, in their order.
     checksum : str
         MD5 or SHA-256 that the archive must have, in hex; '' for any.
 
@@ -203,14 +242,20 @@ def choose(named: str, checksum: str) -> List[Source]:
     checksum = checksum.strip().lower()
     if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
         raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
-    mirrors = sorted(MIRRORS, key=lambda mirror: mirror.address != named.partition("?")[0])
-    if named and mirrors[0].address != named.partition("?")[0]:
+    ours = _ours(checksum)
+    address = named.partition("?")[0].rstrip("/")
+    if named and address not in [source.address for source in ours]:
         return [_named(named, checksum)]
-    needs = frozenset(contents.FILES)
-    return [
-        Archive(mirror.address, needs, checksum or mirror.digest, bool(checksum), mirror.address + mirror.query)
-        for mirror in mirrors
+    return sorted(ours, key=lambda source: source.address != address)
+
+
+def _ours(checksum: str) -> List[Source]:
+    """The mirrors in their order, then the single files; where a checksum is demanded, the archives alone."""
+    archives: List[Source] = [
+        Archive(mirror.address, True, checksum or mirror.digest, bool(checksum), mirror.address + mirror.query)
+        for mirror in MIRRORS
     ]
+    return archives if checksum else [*archives, SingleFiles(GITHUB, _GITHUB_FILES, _GITHUB_EXTRAS)]
 
 
 def _named(named: str, checksum: str) -> Source:

@@ -1,0 +1,77 @@
+"""A real HTTP proxy on loopback that leads every host name to servers of ours, or nowhere."""
+
+import socket
+import socketserver
+import threading
+from typing import Any, Collection, List
+
+
+class Proxy:
+    """A context manager: a proxy on a port of its own.
+
+    Parameters
+    ----------
+    http_port, https_port : int
+        Where plain requests and tunnels lead, whatever host they name.
+    down : collection of str
+        Host names that it says it cannot reach.
+
+    Attributes
+    ----------
+    hosts : list of str
+        Those that were asked for, in the order in which they were.
+    """
+
+    def __init__(self, http_port: int, https_port: int, down: Collection[str] = ()) -> None:
+        self.hosts: List[str] = []
+        self._ports = {"http": http_port, "https": https_port}
+        self._down = down
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> Any:
+        proxy = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                method, target, _ = self.rfile.readline().decode().split(" ", 2)
+                head = [line for line in iter(self.rfile.readline, b"\r\n") if line]
+                kind = "https" if method == "CONNECT" else "http"
+                host = target.split("://")[-1].split("/")[0].split(":")[0]
+                proxy.hosts.append(host)
+                if host in proxy._down:
+                    self.wfile.write(b"HTTP/1.1 410 Gone for good\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    return
+                with socket.create_connection(("127.0.0.1", proxy._ports[kind])) as server:
+                    if kind == "https":
+                        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    else:
+                        path = "/" + target.split("://")[1].partition("/")[2]
+                        server.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + b"".join(head) + b"\r\n")
+                    forth = threading.Thread(target=_pump, args=(self.connection, server), daemon=True)
+                    forth.start()
+                    _pump(server, self.connection)
+
+        return Handler
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass

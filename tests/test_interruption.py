@@ -1,0 +1,145 @@
+"""What is left behind: after a kill, on a full disk, where nothing may be written, with eight callers at once."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, Iterator
+
+import pytest
+import standin
+from command import delivered, run, start
+from home import Home
+from server import Reply, Server
+
+LINUX_ROOT = sys.platform == "linux" and hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def slowly(archive: bytes, seconds: float) -> Reply:
+    return Reply(pause=seconds * 65536 / len(archive))
+
+
+@pytest.fixture
+def old(small: Dict[str, bytes]) -> Dict[str, bytes]:
+    """A set of which no file is that of the stand-in."""
+    return {name: data[::-1] for name, data in small.items()}
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if not LINUX_ROOT or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a small disk can only be mounted by root, on Linux")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_after_a_kill_at_any_moment_the_old_set_stands_and_the_next_run_works(
+    number: signal.Signals, tmp_path: Path, server: Server, small: Dict[str, bytes], old: Dict[str, bytes]
+) -> None:
+    archive = standin.pack(standin.members(small))
+    server.serve("old", standin.pack(standin.members(old)))
+    run(tmp_path, "fetch", f"http://localhost:{server.port}/old")
+    url = server.serve("new", archive, slowly(archive, 3.0))
+    dice = random.Random(1)
+    for _ in range(8):
+        process = start(tmp_path, "fetch", url)
+        time.sleep(dice.uniform(0.05, 1.2))
+        process.send_signal(number)
+        process.communicate()
+        assert delivered(tmp_path) == old
+        if number != signal.SIGKILL and process.returncode > 0:
+            assert process.returncode in (128 + number, 1), "ended by our handler, or by Python's before it was set"
+            assert os.listdir(tmp_path) == ["data"]
+    server.serve("new", archive)
+    assert run(tmp_path, "fetch", url).returncode == 0
+    assert delivered(tmp_path) == small
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_kill_under_the_engine_leaves_a_cache_that_works(
+    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    url = server.serve("a.tar.gz", archive, slowly(archive, 3.0), Reply())
+    engine = subprocess.Popen(
+        ["cm", "run", "script", "--tags=get,aux,imagenet-aux", f"--url={url}"],
+        cwd=home.path, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not server.requests:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wait()
+    home.exported(f"--url={url}")
+    assert len(home.entries()) == 1
+    assert {path.name: path.read_bytes() for path in (home.entries()[0] / "data").iterdir()} == small
+    assert home.litter() == []
+
+
+def test_a_renewal_that_fails_leaves_the_old_set(
+    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    home.exported(f"--url={server.serve('a.tar.gz', archive)}")
+    broken = server.serve("b.tar.gz", archive[:-4])
+    assert home.run(f"--url={broken}", "--renew").returncode != 0
+    assert {path.name: path.read_bytes() for path in (home.entries()[0] / "data").iterdir()} == small
+    assert home.litter() == []
+
+
+# The disk
+
+
+def test_a_full_disk_is_said_to_be_full_and_the_space_given_back(
+    tiny_disk: Path, server: Server, archive: bytes
+) -> None:
+    result = run(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
+    assert result.returncode == 1
+    assert "cannot write" in result.stderr and "No space left on device" in result.stderr
+    assert os.listdir(tiny_disk) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(
+    tiny_disk: Path, server: Server, archive: bytes
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    result = run(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
+    assert result.returncode == 1
+    assert f"cannot write {tiny_disk}/data: Read-only file system" in result.stderr
+
+
+def test_a_file_in_the_place_of_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:
+    (tmp_path / "data").write_text("mine")
+    result = run(tmp_path, "fetch", server.serve("a.tar.gz", archive))
+    assert result.returncode == 1 and "cannot write" in result.stderr
+    assert (tmp_path / "data").read_text() == "mine" and os.listdir(tmp_path) == ["data"]
+
+
+def test_what_else_stands_in_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes").write_text("mine")
+    run(tmp_path, "fetch", server.serve("a.tar.gz", archive))
+    assert (tmp_path / "data" / "notes").read_text() == "mine"
+
+
+# Callers at the same time
+
+
+def test_eight_callers_at_once_all_get_one_whole_set(
+    tmp_path: Path, server: Server, archive: bytes, small: Dict[str, bytes]
+) -> None:
+    url = server.serve("a.tar.gz", archive, slowly(archive, 0.5))
+    callers = [start(tmp_path, "fetch", url) for _ in range(8)]
+    said = [caller.communicate()[1] for caller in callers]
+    assert [caller.returncode for caller in callers] == [0] * 8, "\n".join(said)
+    assert delivered(tmp_path) == small
+    assert os.listdir(tmp_path) == ["data"]

@@ -1,5 +1,7 @@
 """The command: reads its orders, shows progress, says how it went."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -7,7 +9,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, Dict, Iterable, List, NoReturn, Optional
+from typing import Any, Iterable, NoReturn
 
 from . import contents
 from .contents import File
@@ -19,7 +21,7 @@ _EXIT_CODES = """\
 exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 unusable words; 130 or 143 interrupted"""
 
 
-def main(words: Optional[List[str]] = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Carry out the command, and return its exit code."""
     orders = _parser().parse_args(words)
     if orders.command == "show":
@@ -44,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     get.add_argument("--checksum", default="", metavar="HEX", help="MD5 or SHA-256 that the archive must have")
     get.add_argument("--into", default="data", metavar="FOLDER", help="where to put them (%(default)s)")
-    get.add_argument("--outcome", default="", metavar="FILE", help="write how it went to FILE, as JSON, and exit with 0")
+    get.add_argument(
+        "--outcome", default="", metavar="FILE", help="write how it went to FILE, as JSON, and exit with 0"
+    )
     show = commands.add_parser("show", help="list the files of a folder: size, lines, published or not")
     show.add_argument("folder")
     return parser
@@ -88,12 +92,12 @@ class _Stopped(BaseException):
         self.number = number
 
 
-def _stop(number: int, _frame: Optional[FrameType]) -> NoReturn:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     """End as an error does, so that what was staged is cleared away."""
     raise _Stopped(number)
 
 
-def _report(outcome: Outcome) -> Dict[str, Any]:
+def _report(outcome: Outcome) -> dict[str, Any]:
     return {
         "source": outcome.source,
         "verified": outcome.verified,

@@ -4,11 +4,14 @@ Nothing here writes to disk. Memory stays at one chunk, whatever a header claims
 whose name is wanted; everything that could put bytes anywhere else ends the reading with `ArchiveError`.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 import tarfile
-from typing import Collection, Iterable, Iterator, NamedTuple, Set
+from typing import Collection, Iterable, Iterator, NamedTuple
 
+from .ahead import ahead
 from .errors import SourceError
 
 try:
@@ -71,8 +74,8 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
         If it is no such archive, is damaged, or holds what an honest one of these files does not: links, devices,
         names that lead elsewhere or stand twice, overrides, absurd sizes or numbers.
     """
-    tar = _Blocks(_inflate(chunks))
-    seen: Set[str] = set()
+    tar = _Blocks(ahead(_inflate(chunks)))
+    seen: set[str] = set()
     for _ in range(MOST_ENTRIES):
         block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
@@ -147,7 +150,7 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 inflater = zlib.decompressobj(_GZIP)
             try:
                 piece = inflater.decompress(chunk, _PIECE)
-            except zlib.error as error:
+            except zlib.error as error:  # type: ignore[misc]
                 raise ArchiveError(f"is damaged: {error}") from None
             chunk = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             more = bool(chunk) or len(piece) == _PIECE  # a full piece: the inflater may hold back the next

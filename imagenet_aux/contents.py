@@ -1,13 +1,15 @@
-"""The eight files and their published digests: is this the published set?"""
+"""The eight files and their published digests, which tell whether a set is the published one."""
+
+from __future__ import annotations
 
 import hashlib
 import os
 import sys
-from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Iterator, NamedTuple
 
 # SHA-256 (64 digits) or, where nothing else is known of a file, the id that git gives its bytes (40 digits).
 # Each digest is one that independent public repositories agree on.
-FILES: Dict[str, str] = {
+FILES: dict[str, str] = {
     "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
     "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",
     "imagenet_mean.binaryproto": "b5863836b6777bdb3d336d94c791864500e2aebb49f7c2bf3d20110223da244f",
@@ -38,7 +40,7 @@ class File(NamedTuple):
 
     name: str
     size: int
-    lines: Optional[int]
+    lines: int | None
     proved: bool
 
 

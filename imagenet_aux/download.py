@@ -4,11 +4,13 @@ The proxy variables, ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` are honoured 
 certificates are always verified.
 """
 
+from __future__ import annotations
+
 import email.utils
 import logging
 import re
 import time
-from typing import Dict, Iterator, Optional
+from typing import Iterator
 
 import requests
 import urllib3.exceptions
@@ -38,7 +40,7 @@ class DownloadError(SourceError):
 class _Passing(Exception):
     """A fault that a further request may not meet; *wait* is the pause in seconds that the server asks for."""
 
-    def __init__(self, reason: str, wait: Optional[float] = None) -> None:
+    def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
 
@@ -72,8 +74,8 @@ class Download:
     def __init__(self, url: str) -> None:
         self.url = url
         self.received = 0
-        self.size: Optional[int] = None
-        self._validator: Optional[str] = None
+        self.size: int | None = None
+        self._validator: str | None = None
         self._answered = False
         self._tries = 0
         self._progress_at = time.monotonic()
@@ -97,9 +99,7 @@ class Download:
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
         headers.update(self._range())
         try:
-            response = session.get(
-                self.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
-            )
+            response = session.get(self.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS))
         except requests.RequestException as error:
             if not self._answered and _is_hopeless(error):
                 raise DownloadError(_reason(error)) from None
@@ -111,7 +111,7 @@ class Download:
             raise
         return response
 
-    def _range(self) -> Dict[str, str]:
+    def _range(self) -> dict[str, str]:
         if not self.received:
             return {}
         headers = {"Range": f"bytes={self.received}-"}
@@ -191,14 +191,14 @@ def _body(response: requests.Response) -> Iterator[bytes]:
         yield chunk
 
 
-def _length(response: requests.Response) -> Optional[int]:
+def _length(response: requests.Response) -> int | None:
     """Bytes in the body, None where the server does not say."""
     length = response.headers.get("Content-Length", "")
     chunked = "Transfer-Encoding" in response.headers
     return int(length) if length.isdigit() and not chunked else None
 
 
-def _validator(response: requests.Response) -> Optional[str]:
+def _validator(response: requests.Response) -> str | None:
     """What If-Range can hold: a strong ETag, else the date; None where there is neither."""
     etag = response.headers.get("ETag", "")
     if etag and not etag.startswith("W/"):
@@ -206,7 +206,7 @@ def _validator(response: requests.Response) -> Optional[str]:
     return response.headers.get("Last-Modified")
 
 
-def _retry_after(response: requests.Response) -> Optional[float]:
+def _retry_after(response: requests.Response) -> float | None:
     """Seconds to wait, None where the server does not say."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdigit():

@@ -1,8 +1,10 @@
 """Source by source: open, unpack into a staging folder, verify, publish."""
 
+from __future__ import annotations
+
 import logging
 import os
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional
 
 from . import contents, sources
 from .contents import File
@@ -32,7 +34,7 @@ class Outcome(NamedTuple):
 
     source: str
     verified: bool
-    files: List[File]
+    files: list[File]
 
 
 def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
@@ -77,7 +79,7 @@ def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
     return Outcome(source.address, all(file.proved for file in accepted), accepted)
 
 
-def _stage(source: Source, staging: Staging, watch: Watch) -> Dict[str, Optional[int]]:
+def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | None]:
     """Write what a source has to the staging folder; the names and their numbers of lines."""
 
     def watched(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -85,7 +87,7 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> Dict[str, Optional
             watch(source.stream)
             yield chunk
 
-    def staged() -> Iterator[Tuple[str, Optional[int]]]:
+    def staged() -> Iterator[tuple[str, int | None]]:
         for member in source.members():
             try:
                 yield member.name, staging.write(member.name, watched(member.chunks))
@@ -104,11 +106,11 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> Dict[str, Optional
     raise SourceError(f"{reason} (given up after {_MOST_STARTS} starts)")
 
 
-def _staged_file(source: Source, path: str, lines: Optional[int]) -> File:
+def _staged_file(source: Source, path: str, lines: int | None) -> File:
     return File(os.path.basename(path), os.path.getsize(path), lines, source.proved or contents.is_published(path))
 
 
-def _accept(source: Source, files: List[File]) -> List[File]:
+def _accept(source: Source, files: list[File]) -> list[File]:
     """Those of the files that may be published; raises `SourceError` where that is not enough."""
     if not files:
         raise SourceError(f"holds none of the eight files: {', '.join(contents.FILES)}")

@@ -1,8 +1,10 @@
 """How far a long transfer has come: a bar on a terminal, a line now and then elsewhere."""
 
+from __future__ import annotations
+
 import shutil
 import time
-from typing import TYPE_CHECKING, Optional, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from .sources import Stream
@@ -23,11 +25,12 @@ class Progress:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._bar = out.isatty()
-        self._stream: Optional["Stream"] = None
+        self._stream: Stream | None = None
         self._began = self._shown = 0.0
         self._drawn = False
 
-    def __call__(self, stream: Optional["Stream"]) -> None:
+    def __call__(self, stream: Stream | None) -> None:
+        """Show how far *stream* is, unless that was shown a moment ago."""
         now = time.monotonic()
         if stream is not self._stream:
             self._stream, self._began, self._shown = stream, now, now
@@ -55,7 +58,7 @@ class Progress:
         """Nothing to do: `write` leaves nothing behind. Makes this a stream for `logging`."""
 
 
-def describe(received: int, size: Optional[int], seconds: float) -> str:
+def describe(received: int, size: int | None, seconds: float) -> str:
     """Size, rate and time left of a transfer in words.
 
     Parameters
@@ -72,7 +75,7 @@ def describe(received: int, size: Optional[int], seconds: float) -> str:
     return f"{received / 1e6:.1f} of {size / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s  {left // 60}:{left % 60:02} left"
 
 
-def _with_bar(text: str, received: int, size: Optional[int], width: int) -> str:
+def _with_bar(text: str, received: int, size: int | None, width: int) -> str:
     cells = min(40, width - len(text) - 4)
     if not size or cells < 8:
         return text

@@ -3,9 +3,11 @@
 A source yields names and bytes, whatever it is made of: an archive, a folder, or a list of single files.
 """
 
+from __future__ import annotations
+
 import os
 import re
-from typing import TYPE_CHECKING, Collection, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Collection, Iterator, NamedTuple, Union
 
 from . import archive, contents
 from .archive import Member
@@ -74,7 +76,7 @@ class LocalFile:
 
     def __init__(self, path: str) -> None:
         self.received = 0
-        self.size: Optional[int] = None
+        self.size: int | None = None
         self._path = path
 
     def __iter__(self) -> Iterator[bytes]:
@@ -120,7 +122,7 @@ class Source:
         self.address = address
         self.ours = ours
         self.proved = False
-        self.stream: Optional[Stream] = None
+        self.stream: Stream | None = None
 
     def members(self) -> Iterator[Member]:
         """The files of the set that it has, from the beginning.
@@ -170,6 +172,7 @@ class Archive(Source):
         self._location = location or address
 
     def members(self) -> Iterator[Member]:
+        """The files of the set that the archive holds; at their end, its digest is compared."""
         hasher = contents.hasher("md5" if len(self._digest) == 32 else "sha256") if self._digest else None
 
         def hashed() -> Iterator[bytes]:
@@ -198,6 +201,7 @@ class Folder(Source):
     """The set as a folder that holds the files."""
 
     def members(self) -> Iterator[Member]:
+        """The files of the set that stand in the folder."""
         for name in contents.FILES:
             path = os.path.join(self.address, name)
             if os.path.lexists(path):
@@ -213,17 +217,18 @@ class SingleFiles(Source):
         The URL of each file that it must have, and of each without which it still serves.
     """
 
-    def __init__(self, address: str, required: Dict[str, str], extras: Dict[str, str]) -> None:
+    def __init__(self, address: str, required: dict[str, str], extras: dict[str, str]) -> None:
         super().__init__(address, ours=True)
         self.optional = extras
         self._urls = {**required, **extras}
 
     def members(self) -> Iterator[Member]:
+        """The files, each asked for when its turn comes."""
         for name, url in self._urls.items():
             yield Member(name, self._read(url))
 
 
-def choose(named: str, checksum: str) -> List[Source]:
+def choose(named: str, checksum: str) -> list[Source]:
     """The sources to ask, in turn.
 
     Parameters
@@ -249,9 +254,9 @@ def choose(named: str, checksum: str) -> List[Source]:
     return sorted(ours, key=lambda source: source.address != address)
 
 
-def _ours(checksum: str) -> List[Source]:
+def _ours(checksum: str) -> list[Source]:
     """The mirrors in their order, then the single files; where a checksum is demanded, the archives alone."""
-    archives: List[Source] = [
+    archives: list[Source] = [
         Archive(mirror.address, True, checksum or mirror.digest, bool(checksum), mirror.address + mirror.query)
         for mirror in MIRRORS
     ]

@@ -1,12 +1,14 @@
 """A folder beside the target in which a set is put together, and from which it is published once it is proved."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shutil
 import sys
 import tempfile
 from types import TracebackType
-from typing import BinaryIO, Collection, Iterable, Iterator, Optional, Type
+from typing import IO, Collection, Iterable, Iterator
 
 from .contents import FILES, is_text
 from .errors import FetchError
@@ -34,9 +36,9 @@ class Staging:
     def __init__(self, target: str) -> None:
         self.target = os.path.abspath(target)
         self.path = ""
-        self._lock: Optional[BinaryIO] = None
+        self._lock: IO[bytes] | None = None
 
-    def __enter__(self) -> "Staging":
+    def __enter__(self) -> Staging:
         with _said_as_unwritable(self.target):
             _clear_abandoned(self.target)
             while self._lock is None:
@@ -45,13 +47,13 @@ class Staging:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock:
             self._lock.close()  # first: Windows removes no open file
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> Optional[int]:
+    def write(self, name: str, chunks: Iterable[bytes]) -> int | None:
         """Write a file; the number of its line feeds, None where it is not text.
 
         Raises
@@ -63,7 +65,7 @@ class Staging:
         count_lines = is_text(name)
         path = self.file(name)
         with _said_as_unwritable(path):
-            file = open(path, "wb")
+            file = open(path, "wb")  # noqa: SIM115 - closed below, where a full disk may say so
         try:
             for chunk in chunks:
                 with _said_as_unwritable(path):
@@ -108,14 +110,15 @@ def _clear_abandoned(target: str) -> None:
         with contextlib.suppress(OSError):
             lock = _locked(os.path.join(path, _LOCK), "r+b")
             if lock:
-                lock.close()
-                shutil.rmtree(path, ignore_errors=True)
+                with lock:  # still held, lest a maker that comes to it only now takes the folder for its own
+                    shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)  # Windows removes no open file
 
 
-def _locked(path: str, mode: str) -> Optional[BinaryIO]:
+def _locked(path: str, mode: str) -> IO[bytes] | None:
     """The file, open and locked by this process; None if another one has it, or has removed its folder."""
     try:
-        file = open(path, mode)
+        file = open(path, mode)  # noqa: SIM115 - its lock lives as long as it is open
     except FileNotFoundError:
         return None
     try:
@@ -128,10 +131,13 @@ def _locked(path: str, mode: str) -> Optional[BinaryIO]:
         if "r" in mode:
             file.close()
             return None
+    if not os.path.exists(path):  # cleared away before it was locked
+        file.close()
+        return None
     return file
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: IO[bytes]) -> None:
     if sys.platform == "win32":
         import msvcrt
 

@@ -1,12 +1,13 @@
 """The fetcher as a command of its own, without an engine around it."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict
 
 from home import ROOT
 
@@ -24,7 +25,7 @@ DROPBOX_MD5 = "ee346d67141e476df9c1a3f813552503"
 BERKELEY_SHA256 = "e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491"
 
 
-def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.Popen[str]:
     """Start ``python -m imagenet_aux`` with these words in a folder."""
     clean = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
     return subprocess.Popen(
@@ -38,7 +39,7 @@ def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> "su
     )
 
 
-def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m imagenet_aux`` with these words in a folder."""
     process = start(folder, *words, package=package, **env)
     stdout, stderr = process.communicate(timeout=300)
@@ -46,13 +47,13 @@ def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> "subp
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def delivered(folder: Path) -> Dict[str, bytes]:
+def delivered(folder: Path) -> dict[str, bytes]:
     """What stands in the data folder there."""
     data = folder / "data"
     return {path.name: path.read_bytes() for path in data.iterdir()} if data.exists() else {}
 
 
-def package_for(files: Dict[str, bytes], archive: bytes, folder: Path) -> Path:
+def package_for(files: dict[str, bytes], archive: bytes, folder: Path) -> Path:
     """A copy of the package for which these files, and this archive on Dropbox and Berkeley, are the published ones."""
     digests = {
         DROPBOX_MD5: hashlib.md5(archive).hexdigest(),

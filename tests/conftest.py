@@ -1,6 +1,8 @@
+from __future__ import annotations
+
 import os
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Iterator
 
 import pytest
 import standin
@@ -29,13 +31,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def small() -> Dict[str, bytes]:
+def small() -> dict[str, bytes]:
     """The eight files, at a hundredth of their scale."""
     return standin.files(0.01)
 
 
 @pytest.fixture(scope="session")
-def archive(small: Dict[str, bytes]) -> bytes:
+def archive(small: dict[str, bytes]) -> bytes:
     """These files as an archive."""
     return standin.pack(standin.members(small))
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck source-path=SCRIPTDIR
 # Shows the script at work, from nothing but PyPI: a stand-in for the real archive, served on loopback, fetched through
 # CM in a throw-away home; then the exported keys.
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
@@ -6,7 +7,7 @@ install --constraint tests/requirements.txt cmx4mlops requests
 
 home=$(mktemp -d)
 trap 'kill "${server:-}" 2>/dev/null; rm -rf "$home"' EXIT
-export HOME=$home CM_REPOS=$home/CM PATH=$PWD/.venv/bin:$PATH
+export HOME=$home CM_REPOS=$home/CM PATH=$PWD/$bin:$PATH
 mkdir -p "$home/served" "$CM_REPOS/repos/local/script"
 ln -s "$PWD" "$CM_REPOS/repos/local/script/get-dataset-imagenet-aux"
 

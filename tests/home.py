@@ -1,12 +1,14 @@
 """A throw-away CM home that holds the script, and the engine from PyPI at work in it."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = "get,aux,imagenet-aux"
@@ -23,7 +25,7 @@ class Home:
         A home whose index of the engine's own scripts is taken over, which saves two seconds.
     """
 
-    def __init__(self, path: Path, template: Optional["Home"] = None) -> None:
+    def __init__(self, path: Path, template: Home | None = None) -> None:
         self.path = path
         self.cm = path / "CM"
         self.env = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
@@ -42,15 +44,14 @@ class Home:
         """The script's folder in the ``local`` repository."""
         return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
 
-    def call(self, *words: object, check: bool = False, **env: str) -> "subprocess.CompletedProcess[str]":
+    def call(self, *words: object, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this home."""
         result = subprocess.run(
             [str(word) for word in words],
             cwd=self.path,
             env={**self.env, **env},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             encoding="utf-8",
             timeout=300,
         )
@@ -58,11 +59,11 @@ class Home:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
 
-    def run(self, *words: object, **env: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
         """``cm run script --tags=get,aux,imagenet-aux`` with further words."""
         return self.call("cm", "run", "script", f"--tags={TAGS}", *words, **env)
 
-    def access(self, **call: Any) -> Dict[str, Any]:
+    def access(self, **call: Any) -> dict[str, Any]:
         """The answer of ``cmind.access`` to this call, in a process of its own."""
         call = {"action": "run", "automation": "script", "quiet": True, **call}
         program = (
@@ -71,23 +72,23 @@ class Home:
         )
         answer = self.path / "answer.json"
         self.call(sys.executable, "-c", program, json.dumps(call), answer, check=True)
-        result: Dict[str, Any] = json.loads(answer.read_text())
+        result: dict[str, Any] = json.loads(answer.read_text())
         return result
 
-    def exported(self, *words: object) -> Dict[str, str]:
+    def exported(self, *words: object) -> dict[str, str]:
         """The keys that a run with these words exports."""
         result = self.run(*words, "-j")
         assert result.returncode == 0, result.stdout + result.stderr
         printed = result.stderr[result.stderr.index("{\n") :]
-        new_env: Dict[str, str] = json.JSONDecoder().raw_decode(printed)[0]["new_env"]
+        new_env: dict[str, str] = json.JSONDecoder().raw_decode(printed)[0]["new_env"]
         return new_env
 
-    def entries(self) -> List[Path]:
+    def entries(self) -> list[Path]:
         """The folders in the cache."""
         cache = self.cm / "repos" / "local" / "cache"
         return sorted(cache.iterdir()) if cache.is_dir() else []
 
-    def litter(self) -> List[str]:
+    def litter(self) -> list[str]:
         """What stands in the cache entries that is neither the set nor the engine's own."""
         own = ("data", "_cm.json", "cm-cached-state.json")
         found = [path for entry in self.entries() for path in entry.iterdir()]

@@ -1,9 +1,11 @@
 """A real HTTP proxy on loopback that leads every host name to servers of ours, or nowhere."""
 
+from __future__ import annotations
+
 import socket
 import socketserver
 import threading
-from typing import Any, Collection, List
+from typing import Any, Collection
 
 
 class Proxy:
@@ -23,7 +25,7 @@ class Proxy:
     """
 
     def __init__(self, http_port: int, https_port: int, down: Collection[str] = ()) -> None:
-        self.hosts: List[str] = []
+        self.hosts: list[str] = []
         self._ports = {"http": http_port, "https": https_port}
         self._down = down
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
@@ -31,7 +33,7 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
-    def __enter__(self) -> "Proxy":
+    def __enter__(self) -> Proxy:
         self._thread.start()
         return self
 

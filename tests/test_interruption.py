@@ -1,5 +1,7 @@
 """What is left behind: after a kill, on a full disk, where nothing may be written, with eight callers at once."""
 
+from __future__ import annotations
+
 import os
 import random
 import signal
@@ -7,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Iterator
 
 import pytest
 import standin
@@ -23,7 +25,7 @@ def slowly(archive: bytes, seconds: float) -> Reply:
 
 
 @pytest.fixture
-def old(small: Dict[str, bytes]) -> Dict[str, bytes]:
+def old(small: dict[str, bytes]) -> dict[str, bytes]:
     """A set of which no file is that of the stand-in."""
     return {name: data[::-1] for name, data in small.items()}
 
@@ -45,7 +47,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_after_a_kill_at_any_moment_the_old_set_stands_and_the_next_run_works(
-    number: signal.Signals, tmp_path: Path, server: Server, small: Dict[str, bytes], old: Dict[str, bytes]
+    number: signal.Signals, tmp_path: Path, server: Server, small: dict[str, bytes], old: dict[str, bytes]
 ) -> None:
     archive = standin.pack(standin.members(small))
     server.serve("old", standin.pack(standin.members(old)))
@@ -68,7 +70,7 @@ def test_after_a_kill_at_any_moment_the_old_set_stands_and_the_next_run_works(
 
 
 def test_a_kill_under_the_engine_leaves_a_cache_that_works(
-    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+    home: Home, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive, slowly(archive, 3.0), Reply())
     engine = subprocess.Popen(
@@ -87,7 +89,7 @@ def test_a_kill_under_the_engine_leaves_a_cache_that_works(
 
 
 def test_a_renewal_that_fails_leaves_the_old_set(
-    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+    home: Home, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     home.exported(f"--url={server.serve('a.tar.gz', archive)}")
     broken = server.serve("b.tar.gz", archive[:-4])
@@ -108,9 +110,7 @@ def test_a_full_disk_is_said_to_be_full_and_the_space_given_back(
     assert os.listdir(tiny_disk) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(
-    tiny_disk: Path, server: Server, archive: bytes
-) -> None:
+def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(tiny_disk: Path, server: Server, archive: bytes) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     result = run(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
     assert result.returncode == 1
@@ -135,7 +135,7 @@ def test_what_else_stands_in_the_folder_is_not_touched(tmp_path: Path, server: S
 
 
 def test_eight_callers_at_once_all_get_one_whole_set(
-    tmp_path: Path, server: Server, archive: bytes, small: Dict[str, bytes]
+    tmp_path: Path, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive, slowly(archive, 0.5))
     callers = [start(tmp_path, "fetch", url) for _ in range(8)]

@@ -1,5 +1,7 @@
 """The chain of sources, tried for real: a proxy plays all five hosts."""
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import json
@@ -7,7 +9,7 @@ import re
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 import pytest
 import standin
@@ -49,7 +51,7 @@ class World(NamedTuple):
 
     http: Server
     https: Server
-    env: Dict[str, str]
+    env: dict[str, str]
     package: Path
 
     def at(self, location: str) -> Server:
@@ -67,12 +69,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def package(small: Dict[str, bytes], archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(small: dict[str, bytes], archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return package_for(small, archive, tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture
-def world(certificates: Path, package: Path, small: Dict[str, bytes], archive: bytes) -> Iterator[World]:
+def world(certificates: Path, package: Path, small: dict[str, bytes], archive: bytes) -> Iterator[World]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(certificates / "server.pem"))
     with Server() as http, Server(context) as https:
@@ -85,14 +87,19 @@ def world(certificates: Path, package: Path, small: Dict[str, bytes], archive: b
         yield made
 
 
-def fetch(world: World, proxy: Proxy, folder: Path, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
+def fetch(world: World, proxy: Proxy, folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     through = {"http_proxy": proxy.url, "https_proxy": proxy.url, **world.env, **env}
     return run(folder, "fetch", *words, package=world.package, **through)
 
 
-@pytest.mark.parametrize("up", list(itertools.product([True, False], repeat=5)), ids=lambda up: "".join("-+"[u] for u in up))
+@pytest.mark.parametrize(
+    "up", list(itertools.product([True, False], repeat=5)), ids=lambda up: "".join("-+"[u] for u in up)
+)
 def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are_shown(
-    up: tuple, world: World, tmp_path: Path, small: Dict[str, bytes]  # type: ignore[type-arg]
+    up: tuple,
+    world: World,
+    tmp_path: Path,
+    small: dict[str, bytes],  # type: ignore[type-arg]
 ) -> None:
     down = [host(location) for location, is_up in zip(CHAIN, up) if not is_up]
     with Proxy(world.http.port, world.https.port, down) as proxy:
@@ -112,7 +119,7 @@ def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are
 
 @pytest.mark.parametrize("location", CHAIN, ids=host)
 def test_the_source_that_a_variation_names_is_asked_first_and_the_others_after_it(
-    location: str, world: World, tmp_path: Path, small: Dict[str, bytes]
+    location: str, world: World, tmp_path: Path, small: dict[str, bytes]
 ) -> None:
     scheme = "http" if location == BERKELEY else "https"
     with Proxy(world.http.port, world.https.port, down=[host(location)]) as proxy:
@@ -131,7 +138,7 @@ def test_dropbox_is_asked_for_the_file_and_told_who_asks(world: World, tmp_path:
 
 
 def test_wrong_bytes_of_any_mirror_are_never_taken(
-    world: World, tmp_path: Path, small: Dict[str, bytes], archive: bytes
+    world: World, tmp_path: Path, small: dict[str, bytes], archive: bytes
 ) -> None:
     wrong = standin.pack(standin.members({**small, "val.txt": small["val.txt"].replace(b" 5\n", b" 6\n")}))
     for location in CHAIN[:4]:
@@ -143,7 +150,7 @@ def test_wrong_bytes_of_any_mirror_are_never_taken(
 
 
 def test_another_packing_of_the_published_files_is_as_good(
-    world: World, tmp_path: Path, small: Dict[str, bytes]
+    world: World, tmp_path: Path, small: dict[str, bytes]
 ) -> None:
     world.https.serve(path(DROPBOX), standin.pack(standin.members(small), level=1))
     with Proxy(world.http.port, world.https.port) as proxy:
@@ -153,9 +160,7 @@ def test_another_packing_of_the_published_files_is_as_good(
     assert result.stdout.count("yes") == 8
 
 
-def test_a_checksum_chooses_among_the_mirrors(
-    world: World, tmp_path: Path, small: Dict[str, bytes]
-) -> None:
+def test_a_checksum_chooses_among_the_mirrors(world: World, tmp_path: Path, small: dict[str, bytes]) -> None:
     other = standin.pack(standin.members(small), level=1)
     world.https.serve(path(ARMI), other)
     with Proxy(world.http.port, world.https.port) as proxy:
@@ -178,7 +183,7 @@ def test_a_required_single_file_that_is_not_the_published_one_is_not_taken(
 
 @pytest.mark.parametrize("reply", [Reply(status=404), Reply(body=b"other"), Reply(body=b"<!DOCTYPE html><p>Sorry")])
 def test_the_two_files_of_the_other_repository_may_be_missing(
-    reply: Reply, world: World, tmp_path: Path, small: Dict[str, bytes]
+    reply: Reply, world: World, tmp_path: Path, small: dict[str, bytes]
 ) -> None:
     extras = ("det_synset_words.txt", "imagenet.bet.pickle")
     for name in extras:
@@ -204,7 +209,10 @@ def test_the_two_files_of_the_other_repository_may_be_missing(
     ids=["cut", "reset", "503", "chunked", "no length", "cut without ranges", "resumed in the wrong place"],
 )
 def test_single_files_outlive_a_bad_line_too(
-    replies: tuple, world: World, tmp_path: Path, small: Dict[str, bytes]  # type: ignore[type-arg]
+    replies: tuple,
+    world: World,
+    tmp_path: Path,
+    small: dict[str, bytes],  # type: ignore[type-arg]
 ) -> None:
     world.https.serve(path(ON_GITHUB["train.txt"]), small["train.txt"], *replies)
     with Proxy(world.http.port, world.https.port) as proxy:

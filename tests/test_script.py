@@ -1,11 +1,12 @@
 """What the script does under CM: how it is called, what it exports, what it keeps."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Dict
 
 import pytest
 import standin
@@ -94,7 +95,7 @@ def test_a_dependent_script_sees_the_exported_keys_and_nothing_else(home: Home, 
 
 
 def test_every_key_is_exported_with_files_as_the_archive_held_them(
-    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+    home: Home, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive)
     env = home.exported(f"--url={url}")
@@ -121,7 +122,7 @@ def test_the_second_call_does_not_touch_the_network(home: Home, server: Server, 
 
 
 def test_renew_fetches_again_and_leaves_what_the_new_source_gave(
-    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+    home: Home, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     home.exported(f"--url={server.serve('a.tar.gz', archive)}")
     fewer = {"val.txt": b"1\n", "synsets.txt": small["synsets.txt"]}
@@ -152,7 +153,7 @@ def test_the_command_line_sets_the_source(flag: str, home: Home, server: Server,
 @pytest.mark.parametrize("name", ["plain", "with space", "a=b", "données"])
 @pytest.mark.parametrize("kind", ["archive", "folder", "file URL", "path from here"])
 def test_a_source_on_disk_is_read_by_path_or_file_url(
-    name: str, kind: str, home: Home, archive: bytes, small: Dict[str, bytes]
+    name: str, kind: str, home: Home, archive: bytes, small: dict[str, bytes]
 ) -> None:
     folder = home.path / name
     path = write(folder / "set.tar.gz", archive)
@@ -243,7 +244,9 @@ def test_a_failure_has_no_traceback_and_asks_for_no_bug_report(home: Home, serve
     assert "Traceback" not in said and "file an issue" not in said
 
 
-@pytest.mark.parametrize("text", ['"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a\ntouch pwned\n", "${HOME}"])
+@pytest.mark.parametrize(
+    "text", ['"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a\ntouch pwned\n", "${HOME}"]
+)
 def test_shell_text_is_refused_before_any_shell_sees_it(text: str, home: Home) -> None:
     for key in ("url", "checksum"):
         answer = home.access(tags=TAGS, **{key: text})
@@ -277,7 +280,7 @@ def test_run_sh_alone_fails_with_a_code_where_it_could_not(tmp_path: Path, home:
 
 
 def test_it_ends_with_a_table_of_what_was_fetched(
-    home: Home, server: Server, archive: bytes, small: Dict[str, bytes]
+    home: Home, server: Server, archive: bytes, small: dict[str, bytes]
 ) -> None:
     table = home.run(f"--url={server.serve('a.tar.gz', archive)}").stdout
     lines = small["val.txt"].count(b"\n")
@@ -309,4 +312,3 @@ def test_the_meta_is_what_dependents_know() -> None:
     assert meta["tags"] == ["get", "aux", "dataset-aux", "image-classification", "imagenet-aux"]
     assert meta["new_env_keys"] == ["CM_DATASET_AUX_*"]
     assert set(meta["input_mapping"]) == set(meta["input_description"]) == {"url", "checksum"}
-

@@ -1,10 +1,14 @@
 # shellcheck shell=bash
-# For the scripts beside it: the project's own environment in .venv, with the packages that the caller names.
+# For the scripts beside it: the project's own environment in .venv, and what its commands are called there.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
-if [ ! -x .venv/bin/python ]; then
+if [ ! -d .venv ]; then
   "${PYTHON:-python3}" -m venv .venv
 fi
+bin=.venv/bin
+if [ -d .venv/Scripts ]; then
+  bin=.venv/Scripts
+fi
 install() {
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+  "$bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }

@@ -1,0 +1,116 @@
+"""``python -m imagenet_aux`` by itself: its words, its exit codes, what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import standin
+from command import delivered, run
+from home import ROOT
+
+
+def write_all(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("words", [["--help"], ["fetch", "--help"], ["show", "--help"]], ids=" ".join)
+def test_help_fits_on_a_screen(words: list[str], tmp_path: Path) -> None:
+    lines = run(tmp_path, *words, COLUMNS="80").stdout.splitlines()
+    assert 5 < len(lines) <= 24 and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("words", [["--help"], ["fetch", "FOLDER"], ["show", "FOLDER"]], ids=" ".join)
+def test_without_http_requests_is_never_imported(words: list[str], tmp_path: Path, small: dict[str, bytes]) -> None:
+    folder = write_all(tmp_path / "mine", small)
+    program = (
+        "import sys\nfrom imagenet_aux.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "sys.exit('requests' in sys.modules)"
+    )
+    words = [str(folder) if word == "FOLDER" else word for word in words]
+    call = [sys.executable, "-c", program, *words]
+    assert subprocess.run(call, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_fetch_puts_the_files_where_it_is_told_to(tmp_path: Path, small: dict[str, bytes]) -> None:
+    folder = write_all(tmp_path / "mine", small)
+    assert run(tmp_path, "fetch", folder, "--into", "other").returncode == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == small
+    assert delivered(tmp_path) == {}
+
+
+def test_fetch_writes_its_outcome_where_it_is_told_to_and_then_exits_with_0(
+    tmp_path: Path, small: dict[str, bytes]
+) -> None:
+    folder = write_all(tmp_path / "mine", small)
+    assert run(tmp_path, "fetch", folder, "--outcome", "good.json").returncode == 0
+    assert json.loads((tmp_path / "good.json").read_text()) == {
+        "source": str(folder),
+        "verified": False,
+        "files": sorted(small),
+    }
+    assert run(tmp_path, "fetch", "nowhere", "--outcome", "bad.json").returncode == 0
+    assert json.loads((tmp_path / "bad.json").read_text()) == {
+        "error": f"{tmp_path}/nowhere: there is no such file or folder"
+    }
+
+
+def test_show_lists_each_file_with_its_size_and_lines_and_whether_it_is_published(
+    tmp_path: Path, real: Path, small: dict[str, bytes]
+) -> None:
+    mine = write_all(tmp_path / "mine", {"val.txt": small["val.txt"], "synsets.txt": (real / "synsets.txt").read_bytes()})
+    result = run(tmp_path, "show", mine)
+    assert result.returncode == 1
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["file", "bytes", "lines", "published"],
+        ["synsets.txt", "10,000", "1,000", "yes"],
+        ["val.txt", f"{len(small['val.txt']):,}", "500", "no"],
+    ]
+
+
+def test_show_of_no_folder_says_so(tmp_path: Path) -> None:
+    result = run(tmp_path, "show", "nowhere")
+    assert result.returncode == 1 and result.stderr == "nowhere: there is no such folder\n"
+
+
+def test_unusable_words_exit_with_2(tmp_path: Path) -> None:
+    assert run(tmp_path, "get").returncode == 2
+
+
+def test_what_it_says_is_plain_text(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    result = run(tmp_path, "fetch", "a.tar.gz")
+    assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("source", ["ftp://host/a.tar.gz", "s3://bucket/a", "file://other-host/a"])
+def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "fetch", source)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {source}: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[str, bytes]) -> None:
+    result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", "0" * 32)
+    assert result.returncode == 1 and "a checksum is of an archive" in result.stderr
+
+
+def test_isal_is_used_where_it_is_installed_and_not_needed_where_it_is_not(tmp_path: Path, archive: bytes) -> None:
+    pytest.importorskip("isal")
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "isal.py").write_text("raise ImportError('as if it were not installed')\n")
+    program = "from imagenet_aux import archive; print(archive.zlib.__name__)"
+    for path, name in ((ROOT, "isal.isal_zlib"), (tmp_path / "without", "zlib")):
+        call = [sys.executable, "-c", program]
+        used = subprocess.run(call, env={"PYTHONPATH": f"{path}:{ROOT}"}, stdout=subprocess.PIPE, check=True)
+        assert used.stdout.decode().strip() == name
+    without = run(tmp_path, "fetch", "a.tar.gz", PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
+    assert without.returncode == 0 and delivered(tmp_path) == standin.files(0.01)

@@ -161,6 +161,8 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield piece
     if not inflater.eof:
         raise CutShort("is cut short: its bytes end before the gzip trailer")
+    if total < tarfile.BLOCKSIZE:
+        raise ArchiveError(f"holds no tar: it unpacks to {total} bytes")
 
 
 def _with_magic(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import email.utils
 import logging
 import re
 import time
-from typing import Iterator
+from typing import Any, Iterator
 
 import requests
 import urllib3.exceptions
@@ -25,12 +25,13 @@ _CHUNK = 1 << 18
 CONNECT_SECONDS = 8.0
 STALL_SECONDS = 15.0
 SLOWEST = 256  # bytes per second, over STALL_SECONDS: less is a stall, however regularly it drips
-MOST_TRIES = 5  # requests in a row that bring nothing new
+MOST_TRIES = 5  # requests in a row that bring next to nothing new
+NEXT_TO_NOTHING = 1 << 16
 PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
 MOST_BYTES = 200 << 20  # the archive has 17 MiB, the largest file 42
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 
 
 class DownloadError(SourceError):
@@ -61,6 +62,8 @@ class Download:
         Bytes handed on so far.
     size : int or None
         Bytes in all; None while the server has not said.
+    joined : bool
+        Whether they are the bytes of more than one answer.
 
     Raises
     ------
@@ -75,13 +78,17 @@ class Download:
         self.url = url
         self.received = 0
         self.size: int | None = None
+        self.joined = False
         self._validator: str | None = None
         self._answered = False
         self._tries = 0
+        self._tried_at = 0
         self._progress_at = time.monotonic()
 
     def __iter__(self) -> Iterator[bytes]:
         with requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _FreshConnections())
             while True:
                 try:
                     with self._ask(session) as response:
@@ -100,7 +107,8 @@ class Download:
         headers.update(self._range())
         try:
             response = session.get(self.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS))
-        except requests.RequestException as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # requests lets some through that are not its own
             if not self._answered and _is_hopeless(error):
                 raise DownloadError(_reason(error)) from None
             raise _Passing(_reason(error)) from None
@@ -148,12 +156,14 @@ class Download:
             if self.size not in (None, total):
                 raise StartOver(f"the file had {self.size} bytes, and has {total} now")
             self.size = total
+        self.joined = True
 
     def _take(self, chunk: bytes) -> None:
         self.received += len(chunk)
         if self.received > MOST_BYTES:
             raise DownloadError(f"more than {MOST_BYTES} bytes came; that cannot be right")
-        self._tries = 0
+        if self.received - self._tried_at >= NEXT_TO_NOTHING:
+            self._tries, self._tried_at = 0, self.received
         self._progress_at = time.monotonic()
 
     def _check_whole(self) -> None:
@@ -166,19 +176,29 @@ class Download:
         wait = fault.wait if fault.wait is not None else 0.25 * 2**self._tries
         waited = time.monotonic() - self._progress_at
         if self._tries >= MOST_TRIES or waited + wait > PATIENCE_SECONDS:
-            raise DownloadError(f"{fault} (given up after {self._tries} requests in {waited:.0f} s without progress)")
+            asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
+            raise DownloadError(f"{fault}{asked} (given up at request {self._tries}, {waited:.0f} s without progress)")
         _log.warning("%s: %s; trying again in %.1f s", self.url, fault, wait)
         time.sleep(wait)
+
+
+class _FreshConnections(requests.adapters.HTTPAdapter):
+    """A connection for each request: the server may be closing the last one without having said that it would."""
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        self.close()  # type: ignore[no-untyped-call]
+        return super().send(*args, **kwargs)
 
 
 def _body(response: requests.Response) -> Iterator[bytes]:
     """The undecoded body, in pieces as they arrive; raises `_Passing` when the line breaks or stalls."""
     read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
+    size = _CHUNK if hasattr(response.raw, "read1") else 1 << 14  # read loses what a broken line brought of a piece
     waited, came = 0.0, 0
     while True:
         before = time.monotonic()
         try:
-            chunk = read(_CHUNK, decode_content=False)
+            chunk = read(size, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(_reason(error)) from None
         if not chunk:
@@ -195,7 +215,7 @@ def _length(response: requests.Response) -> int | None:
     """Bytes in the body, None where the server does not say."""
     length = response.headers.get("Content-Length", "")
     chunked = "Transfer-Encoding" in response.headers
-    return int(length) if length.isdigit() and not chunked else None
+    return int(length[:18]) if re.fullmatch("[0-9]+", length) and not chunked else None
 
 
 def _validator(response: requests.Response) -> str | None:
@@ -209,13 +229,16 @@ def _validator(response: requests.Response) -> str | None:
 def _retry_after(response: requests.Response) -> float | None:
     """Seconds to wait, None where the server does not say."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    date = email.utils.parsedate_tz(value)
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    if re.fullmatch("[0-9]+", value):
+        return float(value[:18])
+    try:
+        date = email.utils.parsedate_tz(value)
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    except (ValueError, OverflowError):
+        return None
 
 
-def _is_hopeless(error: requests.RequestException) -> bool:
+def _is_hopeless(error: Exception) -> bool:
     """Whether a first request failed in a way that asking once more will not mend within our patience."""
     if isinstance(error, requests.Timeout):
         return True
@@ -230,8 +253,8 @@ def _is_hopeless(error: requests.RequestException) -> bool:
 def _reason(error: BaseException) -> str:
     """The innermost cause of a network error, in one line."""
     while True:
-        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-        if not isinstance(inner, BaseException):
+        inner = [cause for cause in (getattr(error, "reason", None), *error.args) if isinstance(cause, BaseException)]
+        if not inner:
             break
-        error = inner
+        error = inner[0]
     return " ".join(f"{type(error).__name__}: {error}".split())

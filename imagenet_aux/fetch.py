@@ -100,7 +100,9 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | No
     for _ in range(_MOST_STARTS):
         try:
             return dict(staged())
-        except StartOver as error:
+        except SourceError as error:
+            if not source.may_differ(error):
+                raise
             reason = str(error)
             _log.warning("%s: %s; starting over", source.address, reason)
     raise SourceError(f"{reason} (given up after {_MOST_STARTS} starts)")

@@ -67,12 +67,14 @@ _GITHUB_EXTRAS = {
 }
 
 _CHUNK = 1 << 18
-_HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_BEFORE_A_PAGE = b"\xef\xbb\xbf \t\r\n"
 _DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
 
 
 class LocalFile:
     """A file on disk, as an iterable of bytes that counts like a `Download`."""
+
+    joined = False
 
     def __init__(self, path: str) -> None:
         self.received = 0
@@ -134,14 +136,26 @@ class Source:
         """
         raise NotImplementedError
 
+    def may_differ(self, error: SourceError) -> bool:
+        """Whether the same source, asked again, may not meet that error."""
+        if isinstance(error, StartOver):
+            return True
+        if isinstance(error, archive.CutShort) and self.stream and self.stream.size is None:
+            return True  # a server that gives no length: a cut looks like the end
+        return isinstance(error, archive.ArchiveError) and bool(self.stream and self.stream.joined)
+
     def _read(self, location: str) -> Iterator[bytes]:
         """The bytes of a URL or a path, unless they are those of a web page."""
         self.stream = _open(location)
         chunks = iter(self.stream)
-        first = next(chunks, b"")
-        if _HTML.match(first[:1024]):
-            raise SourceError("is an HTML page, not the file: the link may have expired, or want a log-in")
-        yield first
+        start = b""
+        for chunk in chunks:
+            start += chunk
+            if start.strip(_BEFORE_A_PAGE) or len(start) > _CHUNK:
+                break
+        if start.strip(_BEFORE_A_PAGE).startswith(b"<"):  # none of the files does, and no archive
+            raise SourceError("is a page of HTML or XML, not the file: the link may have expired, or want a log-in")
+        yield start
         yield from chunks
 
 
@@ -181,12 +195,7 @@ class Archive(Source):
                     hasher.update(chunk)
                 yield chunk
 
-        try:
-            yield from archive.members(hashed(), contents.FILES)
-        except archive.CutShort as error:
-            if self.stream and self.stream.size is None:
-                raise StartOver(str(error)) from None  # a server that gives no length: a cut looks like the end
-            raise
+        yield from archive.members(hashed(), contents.FILES)
         if hasher:
             self._compare(hasher.hexdigest())
 

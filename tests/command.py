@@ -42,7 +42,10 @@ def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> sub
 def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m imagenet_aux`` with these words in a folder."""
     process = start(folder, *words, package=package, **env)
-    stdout, stderr = process.communicate(timeout=300)
+    try:
+        stdout, stderr = process.communicate(timeout=100)
+    finally:
+        process.kill()
     assert "Traceback" not in stderr, stderr
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

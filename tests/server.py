@@ -1,5 +1,8 @@
 """A real HTTP server on loopback that misbehaves as it is told to, one reply after another."""
 
+from __future__ import annotations
+
+import contextlib
 import hashlib
 import http.server
 import re
@@ -9,7 +12,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 
 @dataclass
@@ -20,35 +23,49 @@ class Reply:
     ----------
     status : int or None
         None: 200, or 206 where a range is asked for.
+    headers : dict of str or callable
+        More of them, also in place of the usual ones; those that depend on the time are made when they are sent.
     body : bytes or None
         What to send in place of the file.
     ranges : bool
         Whether a range is honoured.
+    if_range : bool
+        Whether it is honoured only if the file is still the one that it was asked of.
     shift : int
         Where a partial answer begins, away from where it should.
     length, chunked : bool
         Whether there is a Content-Length; whether the body comes in chunks.
     stop_at : int or None
-        Number of body bytes after which ``then`` happens.
+        Number of body bytes after which ``then`` happens; None: all of them.
     then : str
         ``close``, ``reset``, or ``stall``.
+    endless : bool
+        Whether the body is sent over and over again.
     etag : str or None
-        None: made of the body.
+        None: made of the body; '': there is none.
+    piece : int
+        Number of bytes in a piece.
     pause : float
-        Seconds between pieces of 64 KiB.
+        Seconds between pieces.
+    raw : bytes or None
+        What to send in place of an HTTP answer, before ``then`` happens.
     """
 
-    status: Optional[int] = None
-    headers: Dict[str, str] = field(default_factory=dict)
-    body: Optional[bytes] = None
+    status: int | None = None
+    headers: dict[str, str | Callable[[], str]] = field(default_factory=dict)
+    body: bytes | None = None
     ranges: bool = True
+    if_range: bool = True
     shift: int = 0
     length: bool = True
     chunked: bool = False
-    stop_at: Optional[int] = None
+    stop_at: int | None = None
     then: str = "close"
-    etag: Optional[str] = None
+    endless: bool = False
+    etag: str | None = None
+    piece: int = 65536
     pause: float = 0.0
+    raw: bytes | None = None
 
 
 class Server:
@@ -60,10 +77,10 @@ class Server:
         In the order in which they came.
     """
 
-    def __init__(self, tls: Optional[ssl.SSLContext] = None) -> None:
-        self.requests: List[Tuple[str, str, Dict[str, str]]] = []
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.released = threading.Event()
-        self._pages: Dict[str, Tuple[bytes, List[Reply]]] = {}
+        self._pages: dict[str, tuple[bytes, list[Reply]]] = {}
         self._lock = threading.Lock()
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -73,7 +90,7 @@ class Server:
         self.port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         self._thread.start()
         return self
 
@@ -88,11 +105,11 @@ class Server:
         self._pages[path] = (body, list(replies) or [Reply()])
         return f"{self._scheme}://localhost:{self.port}{path}"
 
-    def asked(self, name: str) -> List[Dict[str, str]]:
+    def asked(self, name: str) -> list[dict[str, str]]:
         """The headers of each request for a name."""
         return [headers for _, path, headers in self.requests if path.partition("?")[0] == "/" + name]
 
-    def next_reply(self, path: str) -> Optional[Tuple[bytes, Reply]]:
+    def next_reply(self, path: str) -> tuple[bytes, Reply] | None:
         with self._lock:
             if path not in self._pages:
                 return None
@@ -115,15 +132,19 @@ def _handler(server: Server) -> Any:
             if found is None:
                 self.send_error(404)
                 return
-            try:
+            with contextlib.suppress(OSError):
                 self._answer(*found)
-            except OSError:
-                pass
 
         def _answer(self, file: bytes, reply: Reply) -> None:
+            if reply.raw is not None:
+                self.wfile.write(reply.raw)
+                self._end(reply)
+                return
             whole = file if reply.body is None else reply.body
-            etag = reply.etag or '"' + hashlib.md5(whole).hexdigest() + '"'
-            begin = self._range_start(etag) if reply.ranges and reply.status is None else None
+            own = {name: value if isinstance(value, str) else value() for name, value in reply.headers.items()}
+            etag = '"' + hashlib.md5(whole).hexdigest() + '"' if reply.etag is None else reply.etag
+            validators = [etag, own.get("Last-Modified")] if reply.if_range else [self.headers.get("If-Range")]
+            begin = self._range_start(validators) if reply.ranges and reply.status is None else None
             if begin is not None and begin >= len(whole):
                 self.send_error(416)
                 return
@@ -134,33 +155,40 @@ def _handler(server: Server) -> Any:
                 self.send_header("Content-Range", f"bytes {first}-{len(whole) - 1}/{len(whole)}")
             if reply.chunked:
                 self.send_header("Transfer-Encoding", "chunked")
-            elif reply.length:
+            elif reply.length and "Content-Length" not in own:
                 self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", etag)
-            for name, value in reply.headers.items():
+            if etag:
+                self.send_header("ETag", etag)
+            for name, value in own.items():
                 self.send_header(name, value)
             self.end_headers()
             self._send_body(body, reply)
 
-        def _range_start(self, etag: str) -> Optional[int]:
+        def _range_start(self, validators: list[str | None]) -> int | None:
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if not asked or self.headers.get("If-Range", etag) != etag:
+            if not asked or self.headers.get("If-Range", validators[0]) not in validators:
                 return None
             return int(asked[1])
 
         def _send_body(self, body: bytes, reply: Reply) -> None:
-            end = len(body) if reply.stop_at is None else reply.stop_at
-            for at in range(0, end, 65536):
-                piece = body[at : min(at + 65536, end)]
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if reply.chunked else piece)
-                time.sleep(reply.pause)
-            if reply.stop_at is None:
-                self.wfile.write(b"0\r\n\r\n" if reply.chunked else b"")
-            elif reply.then == "stall":
-                self.wfile.flush()
+            end = len(body) if reply.stop_at is None else min(reply.stop_at, len(body))
+            again = True
+            while again:
+                for at in range(0, end, reply.piece):
+                    piece = body[at : min(at + reply.piece, end)]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if reply.chunked else piece)
+                    if server.released.wait(reply.pause):
+                        return
+                again = reply.endless
+            if reply.stop_at is None and reply.chunked:
+                self.wfile.write(b"0\r\n\r\n")
+            self._end(reply)
+
+        def _end(self, reply: Reply) -> None:
+            self.wfile.flush()
+            if reply.then == "stall":
                 server.released.wait(60)
             elif reply.then == "reset":
-                self.wfile.flush()
                 time.sleep(0.1)  # a reset overtakes what has not been read
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -1,16 +1,17 @@
-"""CM's two hooks: hand the orders to the native script, export what came of it."""
+"""CM's two hooks, and MLC's: hand the orders to the native script, export what came of it."""
 
 import json
 import os
 import re
+import shlex
 import sys
 import uuid
 
-_NAMED = "CM_WGET_URL"
-_SOURCE = "CM_IMAGENET_AUX_SOURCE"
-_CHECKSUM = "CM_IMAGENET_AUX_CHECKSUM"
+# What the engines' keys begin with: CM's, and those of its successor, MLC. Each gives its own, and takes its own.
+_ENGINES = ("CM_", "MLC_")
+_NAMED = "WGET_URL"
+_CHECKSUM = "IMAGENET_AUX_CHECKSUM"
 _OUTCOME = "CM_IMAGENET_AUX_OUTCOME"
-_EXPORTED = "CM_DATASET_AUX_"
 
 # What the engine's `export KEY="VALUE"` would not hand over as it is, and a shell would act on.
 _SHELL_TEXT = re.compile(r'["$`\x00-\x1f\x7f]' if os.name == "nt" else r'["$`\\\x00-\x1f\x7f]')
@@ -31,20 +32,29 @@ def preprocess(i):
     """
     env, call = i["env"], i.get("input") or {}
     # What a variation says beats what the user says in `env`, so the call itself is asked first.
-    source = call.get("url") or _overruled(call, _NAMED) or env.get(_NAMED, "")
-    checksum = call.get("checksum") or env.get(_CHECKSUM, "")
-    for wanted, value in (("a source", source), ("a source", env.get(_NAMED, "")), ("a checksum", checksum)):
+    named = _given(env, _NAMED)
+    source = call.get("url") or _overruled(call, _NAMED) or named
+    checksum = call.get("checksum") or _given(env, _CHECKSUM)
+    for wanted, value in (("a source", source), ("a source", named), ("a checksum", checksum)):
         if not isinstance(value, str) or _SHELL_TEXT.search(value):
             return {
                 "return": 1,
                 "error": f"{wanted} should be text without quotes, dollar signs, backticks, backslashes and control "
                 f"characters, which a shell would act on, and is {value!r}: rename the file, or encode the URL",
             }
-    env[_SOURCE] = _absolute(source, env.get("CM_TMP_CURRENT_PATH", ""))
-    env[_CHECKSUM] = checksum
-    env["CM_IMAGENET_AUX_PYTHON"] = sys.executable
-    # Through the process environment: callers at the same time share the folder and the script that sets `env`.
-    os.environ[_OUTCOME] = os.path.abspath(f"tmp-imagenet-aux-{uuid.uuid4().hex}.json")
+    # Not through `env`: the engine writes that into a script, which callers at the same time share, and in which
+    # Windows' cmd would act on percent signs.
+    for engine in _ENGINES:
+        env.pop(engine + _NAMED, None)
+        env.pop(engine + _CHECKSUM, None)
+    os.environ.update(
+        {
+            "CM_IMAGENET_AUX_SOURCE": _absolute(source, _given(env, "TMP_CURRENT_PATH")),
+            "CM_IMAGENET_AUX_CHECKSUM": checksum,
+            "CM_IMAGENET_AUX_PYTHON": sys.executable,
+            _OUTCOME: os.path.abspath(f"tmp-imagenet-aux-{uuid.uuid4().hex}.json"),
+        }
+    )
     return {"return": 0}
 
 
@@ -61,32 +71,50 @@ def postprocess(i):
     dict
         ``{'return': 0}``, or ``{'return': 1, 'error': reason}`` with the reason of each source that was asked.
     """
-    env = i["env"]
+    handed_over = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("CM_IMAGENET_AUX_")}
     try:
-        outcome = _take_outcome(os.environ.pop(_OUTCOME))
+        outcome = _take_outcome(handed_over[_OUTCOME])
     except FileNotFoundError:
-        return {"return": 1, "error": "the native script was ended before it could say how it went: run it again"}
+        return {
+            "return": 1,
+            "error": "the native script did not say how it went: it was killed, or another call in the same cache "
+            "entry got in its way; run it again",
+        }
     if "error" in outcome:
         return {"return": 1, "error": outcome["error"]}
-    folder = os.path.abspath("data")
-    for key in [key for key in env if key.startswith(_EXPORTED) and key.endswith("_PATH")]:
-        del env[key]  # of the set that this one replaces
-    env[_EXPORTED + "PATH"] = folder
-    env[_EXPORTED + "SOURCE"] = outcome["source"]
-    env[_EXPORTED + "VERIFIED"] = "yes" if outcome["verified"] else "no"
-    for name in outcome["files"]:
-        stem = os.path.splitext(name)[0].replace(".", "_").upper()
-        env[f"{_EXPORTED}{stem}_PATH"] = os.path.join(folder, name)
-    env["CM_GET_DEPENDENT_CACHED_PATH"] = folder  # the engine passes the cache entry over once this is gone
+    _export(i["env"], os.path.abspath("data"), outcome)
     return {"return": 0}
 
 
+def _export(env, folder, outcome):
+    """Set the keys for each engine, which lets through its own."""
+    exported = {"PATH": folder, "SOURCE": outcome["source"], "VERIFIED": "yes" if outcome["verified"] else "no"}
+    for name in outcome["files"]:
+        exported[path_key(name)] = os.path.join(folder, name)
+    for engine in _ENGINES:
+        prefix = engine + "DATASET_AUX_"
+        for key in [key for key in env if key.startswith(prefix) and key.endswith("_PATH")]:
+            del env[key]  # of the set that this one replaces
+        env.update({prefix + key: value for key, value in exported.items()})
+        env[engine + "GET_DEPENDENT_CACHED_PATH"] = folder  # the cache entry is passed over once this is gone
+
+
+def path_key(name):
+    """What follows ``CM_DATASET_AUX_`` in the key of a file: its stem in capitals, and ``_PATH``."""
+    return os.path.splitext(name)[0].replace(".", "_").upper() + "_PATH"
+
+
+def _given(env, key):
+    """What an engine says under this key of its own, '' where there is none."""
+    return next((env[engine + key] for engine in _ENGINES if env.get(engine + key)), "")
+
+
 def _overruled(call, key):
-    """The value of ``--env.KEY=`` on the command line, '' where there is none."""
-    prefix = f"--env.{key}="
-    for word in reversed(call.get("cmd") or []):
-        if isinstance(word, str) and word.startswith(prefix):
-            return word[len(prefix) :]
+    """The value of ``--env.KEY=`` among the words of the command line, '' where there is none."""
+    prefixes = tuple(f"--env.{engine}{key}=" for engine in _ENGINES)
+    for word in reversed(call.get("cmd") or shlex.split(call.get("mlc_run_cmd", ""))):
+        if isinstance(word, str) and word.startswith(prefixes):
+            return word.partition("=")[2]
     return ""
 
 

@@ -65,7 +65,9 @@ def test_fetch_writes_its_outcome_where_it_is_told_to_and_then_exits_with_0(
 def test_show_lists_each_file_with_its_size_and_lines_and_whether_it_is_published(
     tmp_path: Path, real: Path, small: dict[str, bytes]
 ) -> None:
-    mine = write_all(tmp_path / "mine", {"val.txt": small["val.txt"], "synsets.txt": (real / "synsets.txt").read_bytes()})
+    mine = write_all(
+        tmp_path / "mine", {"val.txt": small["val.txt"], "synsets.txt": (real / "synsets.txt").read_bytes()}
+    )
     result = run(tmp_path, "show", mine)
     assert result.returncode == 1
     assert [line.split() for line in result.stdout.splitlines()] == [

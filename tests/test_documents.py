@@ -1,0 +1,80 @@
+"""What is derived is not stale, and what is written down can be done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from home import ROOT, Home
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import derive
+
+# What a README command needs beside the checkout: a package registry, a mirror, or a container engine.
+NEEDS_NETWORK = ("pip install", "_from.", "=...", "dockerfile")
+RUN_BY_OTHERS = ("bash tests/demo.sh", "bash tests/run.sh")
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", sorted(derive.DERIVED))
+def test_what_is_derived_is_what_deriving_gives(name: str) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8") == derive.DERIVED[name](), "run: python tools/derive.py"
+
+
+@pytest.fixture
+def filled(home: Home, tmp_path: Path, archive: bytes) -> Home:
+    """A home with the set in its cache, so that no command needs a mirror; and the checkout as its folder."""
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    home.exported(f"--url={tmp_path / 'a.tar.gz'}")
+    shutil.copytree(ROOT / "imagenet_aux", home.path / "imagenet_aux")
+    return home
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
+def test_each_command_of_the_readme_works(line: str, filled: Home, tmp_path: Path) -> None:
+    if line in RUN_BY_OTHERS or any(word in line for word in NEEDS_NETWORK):
+        pytest.skip(f"needs the network, or is run elsewhere: {line}")
+    if line.startswith("git clone"):
+        shutil.rmtree(filled.script)
+        result = filled.call("bash", "-c", f"cd {ROOT} && {line}")
+    else:
+        result = filled.call("bash", "-c", line)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("program", blocks("README.md", "python"))
+def test_the_python_of_the_readme_works(program: str, filled: Home) -> None:
+    said = filled.call(sys.executable, "-c", program, check=True).stdout
+    assert said.splitlines()[-1] == str(filled.entries()[0] / "data")
+
+
+def test_the_commands_of_readme_extra_for_use_without_cm_work(tmp_path: Path, archive: bytes) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "caffe_ilsvrc12.tar.gz").write_bytes(archive)
+    block = next(block for block in blocks("README-extra.md", "bash") if "imagenet_aux show" in block)
+    codes = [
+        subprocess.run(["bash", "-c", line.replace("/shared", str(shared))], cwd=tmp_path, env=env_here()).returncode
+        for line in block.splitlines()
+    ]
+    assert codes == [0, 0, 1], "1: the stand-in is not the published set"
+
+
+def test_the_demonstration_fetches_all_eight_and_prints_the_keys() -> None:
+    said = subprocess.run(["bash", "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert said.count("_PATH") == 9
+    assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', said)
+
+
+def env_here() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

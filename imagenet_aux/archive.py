@@ -23,6 +23,7 @@ except ImportError:
 MOST_BYTES = 200 << 20
 MOST_ENTRIES = 1000
 _MOST_PAX_BYTES = 1 << 20
+_MOST_GZIP_MEMBERS = 10_000
 _PIECE = 1 << 18
 
 _GZIP = 16 + zlib.MAX_WBITS  # has zlib check the header, the CRC and the length of each gzip member
@@ -138,15 +139,22 @@ class _Blocks:
 
 def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """What a gzip file of one or more members holds, in pieces of at most 256 KiB."""
-    total = 0
+    packed = total = 0
+    gzip_members = 1
     inflater = zlib.decompressobj(_GZIP)
     for chunk in _with_magic(chunks):
+        packed += len(chunk)
+        if packed > MOST_BYTES:
+            raise ArchiveError(f"is larger than {MOST_BYTES >> 20} MiB; the set's archive has 17")
         more = True
         while more:
             if inflater.eof:
                 chunk = chunk.lstrip(b"\0")  # padding, as tapes leave it
                 if not chunk:
                     break
+                gzip_members += 1
+                if gzip_members > _MOST_GZIP_MEMBERS:
+                    raise ArchiveError(f"has more than {_MOST_GZIP_MEMBERS} gzip members")
                 inflater = zlib.decompressobj(_GZIP)
             try:
                 piece = inflater.decompress(chunk, _PIECE)
@@ -169,11 +177,10 @@ def _with_magic(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, once it is sure that they begin as a gzip file does."""
     rest = iter(chunks)
     start = b""
-    while len(start) < len(_MAGIC):
-        chunk = next(rest, b"")
-        if not chunk:
-            break
+    for chunk in rest:
         start += chunk
+        if len(start) >= len(_MAGIC):
+            break
     if not start:
         raise ArchiveError("is empty")
     if not start.startswith(_MAGIC):

@@ -13,10 +13,10 @@ fi
 "$bin/mypy" imagenet_aux
 "$bin/shellcheck" -x run.sh tests/*.sh .ci/run
 
-# Each Python that the tests start reads this file, and measures itself.
+# Each Python that the tests start measures itself, where this variable names the settings.
 "$bin/python" -c 'import os, sysconfig
 with open(os.path.join(sysconfig.get_path("purelib"), "measure.pth"), "w") as file:
-    file.write("import coverage; coverage.process_startup()\n")'
+    file.write("import os; os.environ.get(\"COVERAGE_PROCESS_START\") and __import__(\"coverage\").process_startup()\n")'
 export COVERAGE_PROCESS_START=$PWD/pyproject.toml COVERAGE_FILE=$PWD/.coverage
 "$bin/coverage" erase
 "$bin/python" -m pytest

@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import shlex
 import sys
-import uuid
 
 # What the engines' keys begin with: CM's, and those of its successor, MLC. Each gives its own, and takes its own.
 _ENGINES = ("CM_", "MLC_")
@@ -52,7 +50,7 @@ def preprocess(i):
             "CM_IMAGENET_AUX_SOURCE": _absolute(source, _given(env, "TMP_CURRENT_PATH")),
             "CM_IMAGENET_AUX_CHECKSUM": checksum,
             "CM_IMAGENET_AUX_PYTHON": sys.executable,
-            _OUTCOME: os.path.abspath(f"tmp-imagenet-aux-{uuid.uuid4().hex}.json"),
+            _OUTCOME: os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json"),
         }
     )
     return {"return": 0}
@@ -112,7 +110,12 @@ def _given(env, key):
 def _overruled(call, key):
     """The value of ``--env.KEY=`` among the words of the command line, '' where there is none."""
     prefixes = tuple(f"--env.{engine}{key}=" for engine in _ENGINES)
-    for word in reversed(call.get("cmd") or shlex.split(call.get("mlc_run_cmd", ""))):
+    words = call.get("cmd")
+    if not words and call.get("mlc_run_cmd"):
+        import shlex  # here, since an engine loads this file for each cached call too
+
+        words = shlex.split(call["mlc_run_cmd"])
+    for word in reversed(words or []):
         if isinstance(word, str) and word.startswith(prefixes):
             return word.partition("=")[2]
     return ""

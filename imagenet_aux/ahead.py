@@ -28,6 +28,7 @@ def ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
         except BaseException as error:  # whatever it is: it is raised again, where it can be handled
             end = error
         taken.put(end)
+        end = None  # an error that is kept here would keep what it was raised in, connections too
 
     threading.Thread(target=take, daemon=True).start()
     try:

@@ -22,7 +22,7 @@ except ImportError:
 # About four times what the set unpacks to: room for honest oddities, none for a bomb.
 MOST_BYTES = 200 << 20
 MOST_ENTRIES = 1000
-_MOST_PAX_BYTES = 1 << 20
+_MOST_PAX_BYTES = 1 << 16
 _MOST_GZIP_MEMBERS = 10_000
 _PIECE = 1 << 18
 

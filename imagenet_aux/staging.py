@@ -13,7 +13,7 @@ from typing import IO, Collection, Iterable, Iterator
 from .contents import FILES, is_text
 from .errors import FetchError
 
-_SUFFIX = ".part"
+_SUFFIX = ".imagenet-aux"
 _LOCK = "lock"
 
 
@@ -34,7 +34,7 @@ class Staging:
     """
 
     def __init__(self, target: str) -> None:
-        self.target = os.path.abspath(target)
+        self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
         self.path = ""
         self._lock: IO[bytes] | None = None
 
@@ -88,6 +88,11 @@ class Staging:
         """
         with _said_as_unwritable(self.target):
             os.makedirs(self.target, exist_ok=True)
+            for name in FILES:  # first, so that it is all or nothing
+                if os.path.isdir(os.path.join(self.target, name)):
+                    raise StagingError(
+                        f"cannot write {os.path.join(self.target, name)}: there is a folder of that name"
+                    )
             for name in names:
                 os.replace(self.file(name), os.path.join(self.target, name))
             for name in FILES:

@@ -124,6 +124,27 @@ def test_a_file_in_the_place_of_the_folder_is_not_touched(tmp_path: Path, server
     assert (tmp_path / "data").read_text() == "mine" and os.listdir(tmp_path) == ["data"]
 
 
+def test_a_folder_under_the_name_of_a_file_is_not_touched_nor_is_any_file(
+    tmp_path: Path, server: Server, archive: bytes
+) -> None:
+    (tmp_path / "data" / "val.txt").mkdir(parents=True)
+    (tmp_path / "data" / "synsets.txt").write_text("old")
+    result = run(tmp_path, "fetch", server.serve("a.tar.gz", archive))
+    assert result.returncode == 1 and "data/val.txt: there is a folder of that name" in result.stderr
+    assert (tmp_path / "data" / "synsets.txt").read_text() == "old"
+    assert sorted(os.listdir(tmp_path / "data")) == ["synsets.txt", "val.txt"]
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_filled_there(
+    tmp_path: Path, tiny_disk: Path, server: Server, real: Path
+) -> None:
+    (tiny_disk / "set").mkdir()
+    (tmp_path / "data").symlink_to(tiny_disk / "set")
+    few = standin.pack(standin.members({"synsets.txt": (real / "synsets.txt").read_bytes()}))
+    assert run(tmp_path, "fetch", server.serve("a.tar.gz", few)).returncode == 0
+    assert os.listdir(tiny_disk / "set") == ["synsets.txt"] and os.listdir(tiny_disk) == ["set"]
+
+
 def test_what_else_stands_in_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes").write_text("mine")

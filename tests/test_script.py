@@ -254,6 +254,13 @@ def test_shell_text_is_refused_before_any_shell_sees_it(text: str, home: Home) -
     assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.sh"))
 
 
+def test_cm_test_script_runs_it(home: Home, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    result = home.call("cm", "test", "script", "get-dataset-imagenet-aux", f"--url={url}")
+    assert result.returncode == 0, result.stderr
+    assert len(server.requests) == 1 and home.exported()["CM_DATASET_AUX_SOURCE"] == url
+
+
 # The native script alone
 
 

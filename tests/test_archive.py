@@ -401,7 +401,11 @@ BOMBS = [
         lambda: repeated(patched(pax(), 124, b"%011o\0" % (199 * MIB)), bytes(MIB), 2048),
         r"a header of 208666624 bytes",
     ),
-    Bomb("2 GiB of pax headers of 1 MiB", lambda: repeated(b"", pax(record("a", "b" * (MIB - 99))), 2048), TOO_MUCH),
+    Bomb(
+        "2 GiB of pax headers of 1 MiB",
+        lambda: repeated(b"", pax(record("a", "b" * (MIB - 99))), 2048),
+        r"a header of 1048[0-9]* bytes",
+    ),
     Bomb(
         "2 GiB of a long name",
         lambda: repeated(large("././@LongLink", 2 * GIB), b"a" * MIB, 2048),

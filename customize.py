@@ -12,7 +12,9 @@ _CHECKSUM = "IMAGENET_AUX_CHECKSUM"
 _OUTCOME = "CM_IMAGENET_AUX_OUTCOME"
 
 # What the engine's `export KEY="VALUE"` would not hand over as it is, and a shell would act on.
-_SHELL_TEXT = re.compile(r'["$`\x00-\x1f\x7f]' if os.name == "nt" else r'["$`\\\x00-\x1f\x7f]')
+_SHELL_TEXT = re.compile(
+    r'["$`\x00-\x1f\x7f\ud800-\udfff]' if os.name == "nt" else r'["$`\\\x00-\x1f\x7f\ud800-\udfff]'
+)
 
 
 def preprocess(i):
@@ -41,10 +43,7 @@ def preprocess(i):
                 f"characters, which a shell would act on, and is {value!r}: rename the file, or encode the URL",
             }
     # Not through `env`: the engine writes that into a script, which callers at the same time share, and in which
-    # Windows' cmd would act on percent signs.
-    for engine in _ENGINES:
-        env.pop(engine + _NAMED, None)
-        env.pop(engine + _CHECKSUM, None)
+    # Windows' cmd acts on percent signs.
     os.environ.update(
         {
             "CM_IMAGENET_AUX_SOURCE": _absolute(source, _given(env, "TMP_CURRENT_PATH")),
@@ -123,8 +122,9 @@ def _overruled(call, key):
 
 def _absolute(source, folder):
     """The source, as seen from the cache entry: a path is meant from the folder of the call."""
-    path = os.path.join(folder, os.path.expanduser(source))
-    return os.path.abspath(path) if source and os.path.exists(path) else source
+    if not source or "://" in source or source.lower().startswith("file:"):
+        return source
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(source)))
 
 
 def _take_outcome(path):

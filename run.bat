@@ -2,6 +2,7 @@
 rem The native script: puts the files into .\data, by CM's orders in the environment or by hand.
 rem Delayed expansion: what the orders say is not read again by cmd, which would act on %%20 and on &.
 setlocal EnableDelayedExpansion
+set "PYTHONSAFEPATH=1"
 set "PYTHONPATH=%~dp0;%PYTHONPATH%"
 if not defined CM_IMAGENET_AUX_PYTHON set "CM_IMAGENET_AUX_PYTHON=python"
 if not defined CM_IMAGENET_AUX_SOURCE set "CM_IMAGENET_AUX_SOURCE=!CM_WGET_URL!"

@@ -59,7 +59,10 @@ def _show(folder: str) -> int:
         print(f"{folder}: there is no such folder", file=sys.stderr)
         return 1
     files = list(contents.examine(folder))
-    print(_table(files, "published"), end="")
+    _show_table(files, "published")
+    absent = [name for name in contents.FILES if name not in [file.name for file in files]]
+    if absent:
+        print(f"{folder}: not there: {', '.join(absent)}", file=sys.stderr)
     return 0 if len(files) == len(contents.FILES) and all(file.proved for file in files) else 1
 
 
@@ -78,8 +81,8 @@ def _fetch(orders: argparse.Namespace) -> int:
     if code:
         progress.write(f"error: {report['error']}\n")
     else:
-        progress.write("")
-        print(_table(outcome.files, "verified"), end="")
+        progress.clear()
+        _show_table(outcome.files, "verified")
     if orders.outcome:
         _write_whole(orders.outcome, json.dumps(report))
         return 0
@@ -110,6 +113,14 @@ def _table(files: Iterable[File], proved: str) -> str:
     for name, size, lines, is_proved in files:
         rows.append((name, f"{size:,}", "-" if lines is None else f"{lines:,}", "yes" if is_proved else "no"))
     return "".join(f"{name:<27}{size:>11}{lines:>11}  {proved}\n" for name, size, lines, proved in rows)
+
+
+def _show_table(files: Iterable[File], proved: str) -> None:
+    """Print the table, unless nobody takes it: the files are in their place all the same."""
+    try:
+        print(_table(files, proved), end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def _write_whole(path: str, text: str) -> None:

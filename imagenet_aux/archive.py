@@ -19,7 +19,7 @@ try:
 except ImportError:
     import zlib  # type: ignore[no-redef]
 
-# About four times what the set unpacks to: room for honest oddities, none for a bomb.
+# About three times what the set unpacks to: room for honest oddities, none for a bomb.
 MOST_BYTES = 200 << 20
 MOST_ENTRIES = 1000
 _MOST_PAX_BYTES = 1 << 16
@@ -164,7 +164,7 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
             more = bool(chunk) or len(piece) == _PIECE  # a full piece: the inflater may hold back the next
             total += len(piece)
             if total > MOST_BYTES:
-                raise ArchiveError(f"unpacks to more than {MOST_BYTES >> 20} MiB; the set has about 50")
+                raise ArchiveError(f"unpacks to more than {MOST_BYTES >> 20} MiB; the set has about 62")
             if piece:
                 yield piece
     if not inflater.eof:

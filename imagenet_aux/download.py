@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK = 1 << 18
 
-CONNECT_SECONDS = 8.0
+CONNECT_SECONDS = 5.0  # for each address of a host, of which some have eight
 STALL_SECONDS = 15.0
 SLOWEST = 256  # bytes per second, over STALL_SECONDS: less is a stall, however regularly it drips
 MOST_TRIES = 5  # requests in a row that bring next to nothing new
@@ -178,7 +178,7 @@ class Download:
         if self._tries >= MOST_TRIES or waited + wait > PATIENCE_SECONDS:
             asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
             raise DownloadError(f"{fault}{asked} (given up at request {self._tries}, {waited:.0f} s without progress)")
-        _log.warning("%s: %s; trying again in %.1f s", self.url, fault, wait)
+        _log.warning("%s; trying again in %.1f s", fault, wait)
         time.sleep(wait)
 
 

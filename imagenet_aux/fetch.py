@@ -94,7 +94,7 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | No
             except SourceError as error:
                 if member.name not in source.optional or isinstance(error, StartOver):
                     raise
-                _log.warning("%s: %s: %s", source.address, member.name, error)
+                _log.warning("%s: %s", source.address, error)
 
     reason = ""
     for _ in range(_MOST_STARTS):

@@ -48,11 +48,15 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Write lines, in the place of the bar where there is one."""
+        self.clear()
+        self._out.write(text)
+        self._out.flush()
+
+    def clear(self) -> None:
+        """Take the bar away, where there is one."""
         if self._drawn:
             self._out.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
             self._drawn = False
-        self._out.write(text)
-        self._out.flush()
 
     def flush(self) -> None:
         """Nothing to do: `write` leaves nothing behind. Makes this a stream for `logging`."""

@@ -234,7 +234,13 @@ class SingleFiles(Source):
     def members(self) -> Iterator[Member]:
         """The files, each asked for when its turn comes."""
         for name, url in self._urls.items():
-            yield Member(name, self._read(url))
+            yield Member(name, self._read_one(name, url))
+
+    def _read_one(self, name: str, url: str) -> Iterator[bytes]:
+        try:
+            yield from self._read(url)
+        except SourceError as error:
+            raise type(error)(f"{name}: {error}") from None
 
 
 def choose(named: str, checksum: str) -> list[Source]:
@@ -256,8 +262,10 @@ def choose(named: str, checksum: str) -> list[Source]:
     checksum = checksum.strip().lower()
     if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
         raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
-    ours = _ours(checksum)
     address = named.partition("?")[0].rstrip("/")
+    if checksum and address == GITHUB:
+        raise FetchError(f"{address}: has the files one by one, and a checksum is of an archive: leave it out")
+    ours = _ours(checksum)
     if named and address not in [source.address for source in ours]:
         return [_named(named, checksum)]
     return sorted(ours, key=lambda source: source.address != address)
@@ -275,7 +283,8 @@ def _ours(checksum: str) -> list[Source]:
 def _named(named: str, checksum: str) -> Source:
     """The source that the user means."""
     if _is_http(named):
-        return Archive(named, digest=checksum, demanded=bool(checksum))
+        shown = re.sub("//[^/@]*@", "//", named)  # without a password
+        return Archive(shown, digest=checksum, demanded=bool(checksum), location=named)
     path = _path(named)
     if os.path.isdir(path):
         if checksum:
@@ -307,9 +316,14 @@ def _is_http(location: str) -> bool:
 
 def _open(location: str) -> Stream:
     if _is_http(location):
-        from .download import Download  # brings requests, which a local source does without
+        try:
+            from .download import Download  # brings requests, which a local source does without
+        except ImportError as error:
+            raise FetchError(f"{location}: http needs the package requests: pip install requests ({error})") from None
 
         return Download(location)
     if not os.path.isfile(location):
-        raise SourceError("is neither a file nor a folder" if os.path.exists(location) else "there is no such file")
+        raise SourceError(
+            f"{location} is no plain file" if os.path.exists(location) else f"there is no file {location}"
+        )
     return LocalFile(location)

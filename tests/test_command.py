@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import standin
 from command import delivered, run
 from home import ROOT
+from server import Server
+
+from imagenet_aux import sources
 
 
 def write_all(folder: Path, files: dict[str, bytes]) -> Path:
@@ -77,6 +81,12 @@ def test_show_lists_each_file_with_its_size_and_lines_and_whether_it_is_publishe
     ]
 
 
+def test_show_names_the_files_that_are_absent(tmp_path: Path, real: Path) -> None:
+    result = run(tmp_path, "show", real)
+    assert result.returncode == 1 and result.stdout.count("yes") == 6
+    assert result.stderr == f"{real}: not there: imagenet.bet.pickle, train.txt\n"
+
+
 def test_show_of_no_folder_says_so(tmp_path: Path) -> None:
     result = run(tmp_path, "show", "nowhere")
     assert result.returncode == 1 and result.stderr == "nowhere: there is no such folder\n"
@@ -102,6 +112,35 @@ def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp
 def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[str, bytes]) -> None:
     result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", "0" * 32)
     assert result.returncode == 1 and "a checksum is of an archive" in result.stderr
+
+
+def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: Path) -> None:
+    result = run(tmp_path, "fetch", sources.GITHUB, "--checksum", "0" * 32)
+    assert result.returncode == 1 and "a checksum is of an archive: leave it out" in result.stderr
+
+
+def test_a_password_is_sent_but_not_shown(tmp_path: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive).replace("//", "//me:secret@")
+    result = run(tmp_path, "fetch", url, "--outcome=outcome.json")
+    assert result.returncode == 0 and server.asked("a.tar.gz")[0]["Authorization"].startswith("Basic ")
+    assert "secret" not in result.stdout + result.stderr + (tmp_path / "outcome.json").read_text()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_where_nobody_takes_the_table_the_files_are_in_their_place_all_the_same(
+    tmp_path: Path, small: dict[str, bytes]
+) -> None:
+    call = [sys.executable, "-m", "imagenet_aux", "fetch", str(write_all(tmp_path / "mine", small))]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(call, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 0 and b"Traceback" not in result.stderr and b"Exception" not in result.stderr
+    assert delivered(tmp_path) == small
+
+
+def test_http_without_requests_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "requests.py").write_text("raise ImportError('as if it were not installed')\n")
+    result = run(tmp_path, "fetch", "http://localhost:1/a", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert result.returncode == 1 and "pip install requests" in result.stderr
 
 
 def test_isal_is_used_where_it_is_installed_and_not_needed_where_it_is_not(tmp_path: Path, archive: bytes) -> None:

@@ -244,6 +244,11 @@ def test_a_failure_has_no_traceback_and_asks_for_no_bug_report(home: Home, serve
     assert "Traceback" not in said and "file an issue" not in said
 
 
+def test_a_path_that_leads_nowhere_is_named_as_seen_from_the_folder_of_the_call(home: Home) -> None:
+    answer = home.access(tags=TAGS, url="nowhere/a.tar.gz")
+    assert answer["error"] == f"{home.path}/nowhere/a.tar.gz: there is no such file or folder"
+
+
 @pytest.mark.parametrize(
     "text", ['"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a\ntouch pwned\n", "${HOME}"]
 )

@@ -236,7 +236,8 @@ def test_what_the_user_said_outlives_the_script_that_the_engine_writes_on_window
     result = cmd.call(folder, folder / "tmp-run.bat", **handed)
     assert result.returncode == 0, result.stdout + result.stderr
     words = cmd.words(folder, script)
-    assert words[1] == f"--checksum={'0' * 32}" and words[-1] == source
+    assert words[1] == f"--checksum={'0' * 32}"
+    assert words[-1] == handed["CM_IMAGENET_AUX_SOURCE"] and words[-1].endswith(source)
 
 
 def engines_script(env: dict[str, str]) -> list[str]:

@@ -116,8 +116,8 @@ ___
 
 #### Default environment
 
-These keys can be updated via `--env.KEY=VALUE`, the `env` dictionary of an `@input.json`, or the inputs above. There is
-none that has a default of its own; a variation sets those below.
+A variation sets the keys below. `--env.KEY=VALUE` on the command line and the inputs above beat it; the `env` of an
+`@input.json` or of the Python API does not.
 
 #### Variations
 

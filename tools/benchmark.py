@@ -224,10 +224,10 @@ def draw(spent: dict[str, float], rows: list[Row], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5))
     left.barh(list(spent)[::-1], list(spent.values())[::-1])
     left.set(xlabel="s, each alone", title="Where the time of a cold call goes")
-    names = [row.what for row in rows][::-1]
+    names = [f"{row.what}\n/ {row.against}" for row in rows][::-1]
     right.barh(names, [row.ratio for row in rows][::-1])
     right.axvline(1, color="black", linewidth=0.8)
     right.set(xlabel="ratio to the peer (less is faster)", title="Whole calls")
@@ -259,7 +259,7 @@ def measure(folder: Path, pairs: int, picture: Path | None) -> None:
     def cold(url: str, *words: str, isal: bool = False) -> Run:
         return bench.cold(TAGS, f"--url={url}", *words, isal=isal)
 
-    wget, curl = "wget, then tar, in a CM script", "curl \\| tar, no engine"
+    wget, curl = "wget, then tar, in a CM script", "curl to tar, no engine"
     peer, peer_slow = bench.cold(PEER_TAGS, f"--url={fast}"), bench.cold(PEER_TAGS, f"--url={slow}")
     pipe = "mkdir data && curl -s {} | tar -C data -xz"
     rows = [

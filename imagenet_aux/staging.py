@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from types import TracebackType
 from typing import IO, Collection, Iterable, Iterator
 
@@ -15,6 +16,7 @@ from .errors import FetchError
 
 _SUFFIX = ".imagenet-aux"
 _LOCK = "lock"
+_READER_SECONDS = 5.0
 
 
 class StagingError(FetchError):
@@ -88,17 +90,36 @@ class Staging:
         """
         with _said_as_unwritable(self.target):
             os.makedirs(self.target, exist_ok=True)
-            for name in FILES:  # first, so that it is all or nothing
-                if os.path.isdir(os.path.join(self.target, name)):
-                    raise StagingError(
-                        f"cannot write {os.path.join(self.target, name)}: there is a folder of that name"
-                    )
-            for name in names:
-                os.replace(self.file(name), os.path.join(self.target, name))
-            for name in FILES:
-                if name not in names:
+            places = {name: os.path.join(self.target, name) for name in FILES}
+            for place in places.values():  # first, so that it is all or nothing
+                _check_replaceable(place)
+            for name, place in places.items():
+                if name in names:
+                    _replace(self.file(name), place)
+                else:
                     with contextlib.suppress(FileNotFoundError):
-                        os.remove(os.path.join(self.target, name))
+                        os.remove(place)
+
+
+def _check_replaceable(path: str) -> None:
+    if os.path.isdir(path):
+        raise StagingError(f"cannot write {path}: there is a folder of that name")
+    if os.path.exists(path):
+        _replace(path, path)
+
+
+def _replace(source: str, path: str) -> None:
+    """Rename. Windows refuses that while anybody has the file at *path* open, so a reader is waited for."""
+    until = time.monotonic() + _READER_SECONDS
+    with _said_as_unwritable(path):
+        while True:
+            try:
+                os.replace(source, path)
+                return
+            except PermissionError:
+                if sys.platform != "win32" or time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
 
 
 def _prefix(target: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from home import ROOT
+from home import ROOT, environment
 
 REAL_DIGESTS = {
     "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
@@ -27,11 +26,10 @@ BERKELEY_SHA256 = "e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc
 
 def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.Popen[str]:
     """Start ``python -m imagenet_aux`` with these words in a folder."""
-    clean = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "imagenet_aux", *[str(word) for word in words]],
         cwd=folder,
-        env={**clean, "PYTHONPATH": str(package), **env},
+        env=environment(**{"PYTHONPATH": str(package), **env}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

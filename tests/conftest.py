@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Iterator
 
@@ -22,6 +23,15 @@ def home(tmp_path: Path, template: Home) -> Home:
     path = tmp_path / "home"
     path.mkdir()
     return Home(path, template)
+
+
+@pytest.fixture(scope="session")
+def bash() -> str:
+    """What runs a bash script: by its path, since Windows would first look for one that runs Linux's programs."""
+    found = shutil.which("bash")
+    if not found:
+        pytest.skip("there is no bash")
+    return found
 
 
 @pytest.fixture

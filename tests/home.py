@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,12 +29,12 @@ class Home:
     def __init__(self, path: Path, template: Home | None = None) -> None:
         self.path = path
         self.cm = path / "CM"
-        self.env = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
-        self.env.update(HOME=str(path), CM_REPOS=str(self.cm), PATH=os.pathsep.join([_bin(), os.environ["PATH"]]))
+        self.env = environment(HOME=str(path), USERPROFILE=str(path), CM_REPOS=str(self.cm), PATH=_path())
         if template:
             shutil.copytree(template.cm, self.cm)
             index = self.cm / "index.json"
-            index.write_text(index.read_text().replace(str(template.cm), str(self.cm)))
+            there, here = (json.dumps(str(cm))[1:-1] for cm in (template.cm, self.cm))
+            index.write_text(index.read_text().replace(there, here))
         else:
             self.script.parent.mkdir(parents=True)
             shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__"))
@@ -44,10 +45,14 @@ class Home:
         """The script's folder in the ``local`` repository."""
         return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
 
-    def call(self, *words: object, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
+    def words(self, command: str, *words: object) -> list[str]:
+        """The words of a command, which is looked for on the path of this home; Windows would look elsewhere first."""
+        return [shutil.which(command, path=self.env["PATH"]) or command, *map(str, words)]
+
+    def call(self, *words: Any, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this home."""
         result = subprocess.run(
-            [str(word) for word in words],
+            self.words(*words),
             cwd=self.path,
             env={**self.env, **env},
             stdin=subprocess.DEVNULL,
@@ -95,5 +100,11 @@ class Home:
         return [str(p) for p in found if p.name not in own and not (p.name.startswith("tmp-") and "aux" not in p.name)]
 
 
-def _bin() -> str:
-    return str(Path(sys.executable).parent)
+def environment(**more: str) -> dict[str, str]:
+    """That of the tests, without proxies and orders to the script, and with these variables."""
+    own = {key: value for key, value in os.environ.items() if not re.search("(?i)_PROXY$|^CM_|^MLC_", key)}
+    return {**own, **more}
+
+
+def _path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

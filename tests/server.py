@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Server:
     ----------
     requests : list of (method, path, headers)
         In the order in which they came.
+    url : str
+        Where it is; ``localhost`` would be asked for at another address first, which takes Windows two seconds.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -86,8 +89,8 @@ class Server:
         self._http.daemon_threads = True
         if tls:
             self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
-        self._scheme = "https" if tls else "http"
         self.port = self._http.server_address[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> Server:
@@ -103,7 +106,7 @@ class Server:
         """Answer requests for a name with these replies in turn, the last one for good; its URL."""
         path = "/" + name
         self._pages[path] = (body, list(replies) or [Reply()])
-        return f"{self._scheme}://localhost:{self.port}{path}"
+        return self.url + path
 
     def asked(self, name: str) -> list[dict[str, str]]:
         """The headers of each request for a name."""
@@ -190,7 +193,7 @@ def _handler(server: Server) -> Any:
                 server.released.wait(60)
             elif reply.then == "reset":
                 time.sleep(0.1)  # a reset overtakes what has not been read
-                linger = struct.pack("ii", 1, 0)
+                linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.connection.close()
 

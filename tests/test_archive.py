@@ -300,6 +300,7 @@ def refusal(cell: Path, path: Path) -> str:
     assert not os.listdir(cell) and everything(cell.parent.parent) == before
     assert not os.path.lexists(OUTSIDE) and not os.path.lexists("/train.txt")
     assert re.sub(r"[^\n\x20-\x7e]", "", result.stderr) == result.stderr, "an archive must not write to the terminal"
+    assert "starting over" not in result.stderr, "what lies on disk is not asked for again"
     return result.stderr
 
 
@@ -307,7 +308,7 @@ def refusal(cell: Path, path: Path) -> str:
 def test_a_hostile_archive_is_refused_with_a_reason_and_nothing_is_written(row: Hostile, cell: Path) -> None:
     tar = honest() + row.entries + packed("synset_words.txt") + END
     path = written(cell.parent.parent / "a.tar.gz", [gzip.compress(tar)])
-    assert re.search(rf"error: {path}: .*({row.reason})", refusal(cell, path))
+    assert re.search(rf"error: {re.escape(str(path))}: .*({row.reason})", refusal(cell, path))
 
 
 class Damaged(NamedTuple):
@@ -344,7 +345,7 @@ DAMAGED = [
 @pytest.mark.parametrize("row", DAMAGED, ids=lambda row: row.what)
 def test_a_damaged_archive_is_refused_with_a_reason_and_nothing_is_written(row: Damaged, cell: Path) -> None:
     path = written(cell.parent.parent / "a.tar.gz", [row.data])
-    assert re.search(rf"error: {path}: .*({row.reason})", refusal(cell, path))
+    assert re.search(rf"error: {re.escape(str(path))}: .*({row.reason})", refusal(cell, path))
 
 
 # Bombs
@@ -441,7 +442,7 @@ def test_a_bomb_is_refused_within_100_mb_of_memory_and_300_mb_of_disk(row: Bomb,
     began = time.monotonic()
     code, said, memory, disk = watched(cell, path)
     path.unlink()
-    assert code == 1 and re.search(rf"error: {path}: .*({row.reason})", said)
+    assert code == 1 and re.search(rf"error: {re.escape(str(path))}: .*({row.reason})", said)
     assert "Traceback" not in said and not os.listdir(cell)
     assert memory < 100e6, f"{memory / 1e6:.0f} MB of memory"
     assert disk < 300e6, f"{disk / 1e6:.0f} MB of disk"

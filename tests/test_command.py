@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,12 @@ from pathlib import Path
 import pytest
 import standin
 from command import delivered, run
-from home import ROOT
-from server import Server
+from home import ROOT, environment
+from server import Reply, Server
 
 from imagenet_aux import sources
+
+ENV = environment(PYTHONPATH=str(ROOT))
 
 
 def write_all(folder: Path, files: dict[str, bytes]) -> Path:
@@ -40,7 +44,7 @@ def test_without_http_requests_is_never_imported(words: list[str], tmp_path: Pat
     )
     words = [str(folder) if word == "FOLDER" else word for word in words]
     call = [sys.executable, "-c", program, *words]
-    assert subprocess.run(call, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(call, cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_fetch_puts_the_files_where_it_is_told_to(tmp_path: Path, small: dict[str, bytes]) -> None:
@@ -62,7 +66,7 @@ def test_fetch_writes_its_outcome_where_it_is_told_to_and_then_exits_with_0(
     }
     assert run(tmp_path, "fetch", "nowhere", "--outcome", "bad.json").returncode == 0
     assert json.loads((tmp_path / "bad.json").read_text()) == {
-        "error": f"{tmp_path}/nowhere: there is no such file or folder"
+        "error": f"{tmp_path / 'nowhere'}: there is no such file or folder"
     }
 
 
@@ -102,6 +106,24 @@ def test_what_it_says_is_plain_text(tmp_path: Path, archive: bytes) -> None:
     assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stdout + result.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
+def test_a_terminal_gets_a_bar(tmp_path: Path, server: Server, archive: bytes) -> None:
+    import pty
+
+    screen, terminal = pty.openpty()
+    url = server.serve("a.tar.gz", archive, Reply(pause=0.3))
+    call = [sys.executable, "-m", "imagenet_aux", "fetch", url]
+    fetch = subprocess.Popen(call, cwd=tmp_path, env=ENV, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+        for piece in iter(lambda: os.read(screen, 4096), b""):
+            shown += piece
+    os.close(screen)
+    assert fetch.wait() == 0
+    assert re.search(rb"\r\[#+\.+\]  \d+\.\d of \d+\.\d MB", shown)
+
+
 @pytest.mark.parametrize("source", ["ftp://host/a.tar.gz", "s3://bucket/a", "file://other-host/a"])
 def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp_path: Path) -> None:
     result = run(tmp_path, "fetch", source)
@@ -132,14 +154,14 @@ def test_where_nobody_takes_the_table_the_files_are_in_their_place_all_the_same(
 ) -> None:
     call = [sys.executable, "-m", "imagenet_aux", "fetch", str(write_all(tmp_path / "mine", small))]
     with open("/dev/full", "w") as full:
-        result = subprocess.run(call, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stdout=full, stderr=subprocess.PIPE)
+        result = subprocess.run(call, cwd=tmp_path, env=ENV, stdout=full, stderr=subprocess.PIPE)
     assert result.returncode == 0 and b"Traceback" not in result.stderr and b"Exception" not in result.stderr
     assert delivered(tmp_path) == small
 
 
 def test_http_without_requests_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "requests.py").write_text("raise ImportError('as if it were not installed')\n")
-    result = run(tmp_path, "fetch", "http://localhost:1/a", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    result = run(tmp_path, "fetch", "http://127.0.0.1:1/a", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert result.returncode == 1 and "pip install requests" in result.stderr
 
 
@@ -149,9 +171,10 @@ def test_isal_is_used_where_it_is_installed_and_not_needed_where_it_is_not(tmp_p
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "isal.py").write_text("raise ImportError('as if it were not installed')\n")
     program = "from imagenet_aux import archive; print(archive.zlib.__name__)"
-    for path, name in ((ROOT, "isal.isal_zlib"), (tmp_path / "without", "zlib")):
+    without = os.pathsep.join([str(tmp_path / "without"), str(ROOT)])
+    for path, name in ((str(ROOT), "isal.isal_zlib"), (without, "zlib")):
         call = [sys.executable, "-c", program]
-        used = subprocess.run(call, env={"PYTHONPATH": f"{path}:{ROOT}"}, stdout=subprocess.PIPE, check=True)
+        used = subprocess.run(call, env=environment(PYTHONPATH=path), stdout=subprocess.PIPE, check=True)
         assert used.stdout.decode().strip() == name
-    without = run(tmp_path, "fetch", "a.tar.gz", PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
-    assert without.returncode == 0 and delivered(tmp_path) == standin.files(0.01)
+    assert run(tmp_path, "fetch", "a.tar.gz", PYTHONPATH=without).returncode == 0
+    assert delivered(tmp_path) == standin.files(0.01)

@@ -39,14 +39,13 @@ def filled(home: Home, tmp_path: Path, archive: bytes) -> Home:
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
-def test_each_command_of_the_readme_works(line: str, filled: Home, tmp_path: Path) -> None:
+def test_each_command_of_the_readme_works(line: str, filled: Home, bash: str) -> None:
     if line in RUN_BY_OTHERS or any(word in line for word in NEEDS_NETWORK):
         pytest.skip(f"needs the network, or is run elsewhere: {line}")
     if line.startswith("git clone"):
         shutil.rmtree(filled.script)
-        result = filled.call("bash", "-c", f"cd {ROOT} && {line}")
-    else:
-        result = filled.call("bash", "-c", line)
+        line = f"cd '{ROOT.as_posix()}' && {line}"
+    result = filled.call(bash, "-c", line)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -56,25 +55,17 @@ def test_the_python_of_the_readme_works(program: str, filled: Home) -> None:
     assert said.splitlines()[-1] == str(filled.entries()[0] / "data")
 
 
-def test_the_commands_of_readme_extra_for_use_without_cm_work(tmp_path: Path, archive: bytes) -> None:
-    shared = tmp_path / "shared"
+def test_the_commands_of_readme_extra_for_use_without_cm_work(home: Home, bash: str, archive: bytes) -> None:
+    shared = home.path / "shared"
     shared.mkdir()
     (shared / "caffe_ilsvrc12.tar.gz").write_bytes(archive)
     block = next(block for block in blocks("README-extra.md", "bash") if "imagenet_aux show" in block)
-    codes = [
-        subprocess.run(["bash", "-c", line.replace("/shared", str(shared))], cwd=tmp_path, env=env_here()).returncode
-        for line in block.splitlines()
-    ]
+    lines = block.replace("/shared", shared.as_posix()).splitlines()
+    codes = [home.call(bash, "-c", line, PYTHONPATH=str(ROOT)).returncode for line in lines]
     assert codes == [0, 0, 1], "1: the stand-in is not the published set"
 
 
-def test_the_demonstration_fetches_all_eight_and_prints_the_keys() -> None:
-    said = subprocess.run(["bash", "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
+def test_the_demonstration_fetches_all_eight_and_prints_the_keys(bash: str) -> None:
+    said = subprocess.run([bash, "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
     assert said.count("_PATH") == 9
     assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', said)
-
-
-def env_here() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

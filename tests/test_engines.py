@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -103,9 +104,10 @@ def test_a_dependent_mlc_script_sees_these_keys_and_no_others(mlc: Mlc, server: 
     folder = mlc.script.parent / "reads-aux"
     folder.mkdir()
     (folder / "meta.json").write_text(json.dumps(meta))
-    (folder / "run.sh").write_text("env | grep -E 'AUX|WGET' | sort > seen.txt\n")
+    (folder / "run.sh").write_text("env > seen.txt\n")
+    (folder / "run.bat").write_text("@set > seen.txt\n")
     mlc.home.call("mlcr", "reads,aux", f"--adr.the-set.url={server.serve('a.tar.gz', archive)}", check=True)
-    seen = dict(line.split("=", 1) for line in (mlc.home.path / "seen.txt").read_text().splitlines())
+    seen = re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (mlc.home.path / "seen.txt").read_text(), re.MULTILINE)
     others = {f"MLC_DATASET_AUX_{name}" for name in ("PATH", "VER", "SOURCE", "VERIFIED")}
     assert set(seen) == {*KEYS, *others}
 
@@ -167,14 +169,15 @@ def test_mlc_names_the_wrong_checksum(mlc: Mlc, server: Server, archive: bytes) 
 
 
 def test_mlc_names_what_the_server_answered(mlc: Mlc, server: Server) -> None:
-    url = f"http://localhost:{server.port}/missing.tar.gz"
+    url = f"{server.url}/missing.tar.gz"
     assert mlc.access(url=url)["error"].endswith(f"{url}: the server answered 404 Not Found")
 
 
 def test_mlc_names_the_file_that_is_missing(mlc: Mlc) -> None:
-    result = mlc.home.call("mlcr", TAGS, "--url=/no/such.tar.gz")
+    missing = mlc.home.path / "no" / "such.tar.gz"
+    result = mlc.home.call("mlcr", TAGS, f"--url={missing}")
     assert result.returncode != 0
-    assert "/no/such.tar.gz: there is no such file or folder" in result.stdout + result.stderr
+    assert f"{missing}: there is no such file or folder" in result.stdout + result.stderr
 
 
 def test_no_shell_sees_shell_text_under_mlc(mlc: Mlc) -> None:
@@ -207,9 +210,10 @@ def test_mlc_lint_leaves_the_meta_as_it_is(mlc: Mlc) -> None:
 
 def test_mlc_finds_nothing_wrong_with_the_meta(mlc: Mlc) -> None:
     program = (
-        "import sys, yaml; from mlc.meta_schema import validate_meta; print(validate_meta(yaml.safe_load(sys.stdin)))"
+        "import sys, yaml; from mlc.meta_schema import validate_meta\n"
+        "with open(sys.argv[1], encoding='utf-8') as file: print(validate_meta(yaml.safe_load(file)))"
     )
-    said = mlc.home.call("bash", "-c", f'"$0" -c "{program}" < "$1"', sys.executable, mlc.script / "meta.yaml")
+    said = mlc.home.call(sys.executable, "-c", program, mlc.script / "meta.yaml")
     assert said.stdout.splitlines()[-1:] == ["([], [])"], said.stderr
 
 

@@ -131,6 +131,25 @@ def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp
     assert result.stderr.startswith(f"error: {source}: ") and len(result.stderr.splitlines()) == 1
 
 
+def test_what_is_no_plain_file_in_a_folder_is_named(tmp_path: Path, small: dict[str, bytes]) -> None:
+    path = write_all(tmp_path / "mine", small) / "val.txt"
+    path.unlink()
+    path.mkdir()
+    result = run(tmp_path, "fetch", path.parent)
+    assert result.returncode == 1 and f"{path} is no plain file" in result.stderr
+    assert delivered(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few users make links")
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, small: dict[str, bytes]) -> None:
+    path = write_all(tmp_path / "mine", small) / "val.txt"
+    path.unlink()
+    path.symlink_to("nowhere")
+    result = run(tmp_path, "fetch", path.parent)
+    assert result.returncode == 1 and f"there is no file {path}" in result.stderr
+    assert delivered(tmp_path) == {}
+
+
 def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[str, bytes]) -> None:
     result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", "0" * 32)
     assert result.returncode == 1 and "a checksum is of an archive" in result.stderr

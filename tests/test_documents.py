@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import derive
 
 # What a README command needs beside the checkout: a package registry, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "_from.", "=...", "dockerfile")
+SAID_BY_THE_SYSTEM = [": No space left on device", "CERTIFICATE_VERIFY_FAILED"]
 RUN_BY_OTHERS = ("bash tests/demo.sh", "bash tests/run.sh")
 
 
@@ -27,6 +29,30 @@ def blocks(document: str, language: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(derive.DERIVED))
 def test_what_is_derived_is_what_deriving_gives(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == derive.DERIVED[name](), "run: python tools/derive.py"
+
+
+def strings(path: Path) -> list[str]:
+    """Those of a program, with dots for what is filled in."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    filled_in = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+    plain = [[node] for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return ["".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "…" for part in parts)
+            for parts in [*filled_in, *plain]]  # fmt: skip
+
+
+def explained() -> list[str]:
+    """The errors in the table of README-extra.md."""
+    table = (ROOT / "README-extra.md").read_text(encoding="utf-8").partition("## What an error means")[2]
+    rows = [row for row in table.partition("\n## ")[0].splitlines() if row.startswith("| `")]
+    return [phrase for row in rows for phrase in re.findall("`([^`]+)`", row.split("|")[1])]
+
+
+@pytest.mark.parametrize("error", explained())
+def test_each_error_that_is_explained_is_one_that_is_said(error: str) -> None:
+    programs = [ROOT / "customize.py", *(ROOT / "imagenet_aux").glob("*.py")]
+    said = [text for program in programs for text in strings(program)] + SAID_BY_THE_SYSTEM
+    for part in error.split("…"):
+        assert any(part.strip() in text for text in said)
 
 
 @pytest.fixture

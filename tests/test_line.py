@@ -260,7 +260,7 @@ LOST = [
     Lost("an XHTML page", r"is a page of HTML", body(b'<?xml version="1.0"?>\n' + HTML), requests=1),
     Lost("an HTML page without a length", r"is a page of HTML", body(HTML, length=False), requests=1),
     Lost("an HTML page that drips", r"is a page of HTML", (Reply(body=HTML, piece=3, pause=0.01),), requests=1),
-    Lost("a page after blanks that drip", r"is a page", (Reply(body=b" \n" * 9 + HTML, piece=3),), requests=1),
+    Lost("a page after blanks", r"is a page", (Reply(body=b" \n" * 9 + HTML, piece=3, pause=0.01),), requests=1),
     Lost("blanks without end", r"no gzip archive", (Reply(body=b" " * 65536, endless=True, length=False),), requests=1),
     Lost("an empty body", r"is empty", body(b""), requests=1),
     Lost("an empty body without a length", r"is empty", body(b"", length=False)),

@@ -59,7 +59,11 @@ def _show(folder: str) -> int:
     if not os.path.isdir(folder):
         print(f"{folder}: there is no such folder", file=sys.stderr)
         return 1
-    files = list(contents.examine(folder))
+    try:
+        files = list(contents.examine(folder))
+    except OSError as error:
+        print(f"{error.filename or folder}: cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
     _show_table(files, "published")
     absent = [name for name in contents.FILES if name not in [file.name for file in files]]
     if absent:

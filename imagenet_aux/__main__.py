@@ -76,22 +76,27 @@ def _fetch(orders: argparse.Namespace) -> int:
     logging.basicConfig(stream=progress, level=logging.INFO, format="%(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    try:
-        outcome = fetch(orders.source, orders.checksum, orders.into, progress)
-        code, report = 0, _report(outcome)
-    except FetchError as error:
-        code, report = 1, {"error": str(error)}
-    except _Stopped as stop:
-        code, report = 128 + stop.number, {"error": f"stopped by signal {stop.number}; {orders.into} is as it was"}
-    if code:
-        progress.write(f"error: {report['error']}\n")
-    else:
-        progress.clear()
-        _show_table(outcome.files, "verified")
+    code, report = _carry_out(orders, progress)
     if orders.outcome:
         _write_whole(orders.outcome, json.dumps(report))
         return 0
     return code
+
+
+def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dict[str, Any]]:
+    """Fetch, and say how it went; the exit code, and the same for a program."""
+    try:
+        outcome = fetch(orders.source, orders.checksum, orders.into, progress)
+    except FetchError as error:
+        code, reason = 1, str(error)
+    except _Stopped as stop:
+        code, reason = 128 + stop.number, f"stopped by signal {stop.number}; {orders.into} is as it was"
+    else:
+        progress.clear()
+        _show_table(outcome.files, "verified")
+        return 0, _report(outcome)
+    progress.write(f"error: {reason}\n")
+    return code, {"error": reason}
 
 
 class _Stopped(BaseException):

@@ -74,7 +74,8 @@ def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
     with Staging(target) as staging:
         lines = _stage(source, staging, watch)
         files = [_staged_file(source, staging.file(name), lines[name]) for name in contents.FILES if name in lines]
-        accepted = _accept(source, files)
+        accepted = _accepted(source, files)
+        _warn_of(source, accepted)
         staging.publish([file.name for file in accepted])
     return Outcome(source.address, all(file.proved for file in accepted), accepted)
 
@@ -112,20 +113,23 @@ def _staged_file(source: Source, path: str, lines: int | None) -> File:
     return File(os.path.basename(path), os.path.getsize(path), lines, source.proved or contents.is_published(path))
 
 
-def _accept(source: Source, files: list[File]) -> list[File]:
+def _accepted(source: Source, files: list[File]) -> list[File]:
     """Those of the files that may be published; raises `SourceError` where that is not enough."""
     if not files:
         raise SourceError(f"holds none of the eight files: {', '.join(contents.FILES)}")
+    if not source.ours:
+        return files
     proved = [file for file in files if file.proved]
-    unproved = ", ".join(file.name for file in files if not file.proved)
-    if source.ours:
-        lacking = set(contents.FILES).difference(source.optional, [file.name for file in proved])
-        if lacking:
-            raise SourceError(f"does not give the published {', '.join(sorted(lacking))}")
-        files = proved
-    elif unproved:
-        _log.warning("%s: not the published file, and taken as your own: %s", source.address, unproved)
-    absent = ", ".join(name for name in contents.FILES if name not in [file.name for file in files])
-    if absent:
-        _log.warning("%s: not to be had there: %s", source.address, absent)
-    return files
+    lacking = set(contents.FILES).difference(source.optional, [file.name for file in proved])
+    if lacking:
+        raise SourceError(f"does not give the published {', '.join(sorted(lacking))}")
+    return proved
+
+
+def _warn_of(source: Source, files: list[File]) -> None:
+    """Name those that are not the published ones, and those that are not there."""
+    unproved = [file.name for file in files if not file.proved]
+    absent = [name for name in contents.FILES if name not in [file.name for file in files]]
+    for reason, names in (("not the published file, and taken as your own", unproved), ("not to be had there", absent)):
+        if names:
+            _log.warning("%s: %s: %s", source.address, reason, ", ".join(names))

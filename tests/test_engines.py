@@ -238,6 +238,7 @@ def test_an_untouched_upstream_script_preprocesses_pictures_with_the_set(home: H
         "--tags=get,preprocessed,dataset,imagenet,_500,_validation,_generic-preprocessor,_resolution.16",
         f"--env.IMAGENET_PATH={pictures}",
         f"--env.CM_PYTHON_BIN_WITH_PATH={sys.executable}",
+        f"--env.CM_PYTHON_BIN={sys.executable}",  # what its run.bat calls
         "--quiet",
         **NO_NETWORK,
     )

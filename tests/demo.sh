@@ -8,8 +8,9 @@ install --constraint tests/requirements.txt cmx4mlops requests
 home=$(mktemp -d)
 trap 'kill "${server:-}" 2>/dev/null; rm -rf "$home"' EXIT
 export HOME=$home CM_REPOS=$home/CM PATH=$PWD/$bin:$PATH
-mkdir -p "$home/served" "$CM_REPOS/repos/local/script"
-ln -s "$PWD" "$CM_REPOS/repos/local/script/get-dataset-imagenet-aux"
+script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux
+mkdir -p "$home/served" "$script"
+cp -R _cm.json customize.py run.sh run.bat imagenet_aux "$script"
 
 echo "Making a stand-in archive ..."
 python tests/standin.py "$home/served/caffe_ilsvrc12.tar.gz"

@@ -160,11 +160,14 @@ def test_another_packing_of_the_published_files_is_as_good(
     assert result.stdout.count("yes") == 8
 
 
-def test_a_checksum_chooses_among_the_mirrors(world: World, tmp_path: Path, small: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("named", ["", f"https://{DROPBOX}"])
+def test_a_checksum_chooses_among_the_mirrors(
+    named: str, world: World, tmp_path: Path, small: dict[str, bytes]
+) -> None:
     other = standin.pack(standin.members(small), level=1)
     world.https.serve(path(ARMI), other)
     with Proxy(world.http.port, world.https.port) as proxy:
-        fetch(world, proxy, tmp_path, "--checksum", hashlib.sha256(other).hexdigest())
+        fetch(world, proxy, tmp_path, named, "--checksum", hashlib.sha256(other).hexdigest())
     assert proxy.hosts == [host(DROPBOX), host(BERKELEY), host(ARMI)]
     assert delivered(tmp_path) == small
 

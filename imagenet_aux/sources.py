@@ -172,14 +172,7 @@ class Archive(Source):
         What to read, where that is not the address.
     """
 
-    def __init__(
-        self,
-        address: str,
-        ours: bool = False,
-        digest: str = "",
-        demanded: bool = False,
-        location: str = "",
-    ) -> None:
+    def __init__(self, address: str, digest: str, demanded: bool, ours: bool = False, location: str = "") -> None:
         super().__init__(address, ours)
         self._digest = digest
         self._demanded = demanded
@@ -274,7 +267,7 @@ def choose(named: str, checksum: str) -> list[Source]:
 def _ours(checksum: str) -> list[Source]:
     """The mirrors in their order, then the single files; where a checksum is demanded, the archives alone."""
     archives: list[Source] = [
-        Archive(mirror.address, True, checksum or mirror.digest, bool(checksum), mirror.address + mirror.query)
+        Archive(mirror.address, checksum or mirror.digest, bool(checksum), True, mirror.address + mirror.query)
         for mirror in MIRRORS
     ]
     return archives if checksum else [*archives, SingleFiles(GITHUB, _GITHUB_FILES, _GITHUB_EXTRAS)]
@@ -284,7 +277,7 @@ def _named(named: str, checksum: str) -> Source:
     """The source that the user means."""
     if _is_http(named):
         shown = re.sub("//[^/@]*@", "//", named)  # without a password
-        return Archive(shown, digest=checksum, demanded=bool(checksum), location=named)
+        return Archive(shown, checksum, bool(checksum), location=named)
     path = _path(named)
     if os.path.isdir(path):
         if checksum:
@@ -292,7 +285,7 @@ def _named(named: str, checksum: str) -> Source:
         return Folder(path)
     if not os.path.exists(path):
         raise FetchError(f"{path}: there is no such file or folder")
-    return Archive(path, digest=checksum, demanded=bool(checksum))
+    return Archive(path, checksum, bool(checksum))
 
 
 def _path(named: str) -> str:

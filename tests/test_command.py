@@ -132,11 +132,27 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, server: Server, archive: bytes) -
     assert re.search(rb"\r\[#+\.+\]  \d+\.\d of \d+\.\d MB", shown)
 
 
-@pytest.mark.parametrize("source", ["ftp://host/a.tar.gz", "s3://bucket/a", "file://other-host/a"])
+@pytest.mark.parametrize("source", ["az://account/a", "ftp://host/a.tar.gz", "s3://bucket/a"])
 def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp_path: Path) -> None:
     result = run(tmp_path, "fetch", source)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {source}: ") and len(result.stderr.splitlines()) == 1
+    kinds = "a source is an http, https or file URL, or the path of an archive or a folder"
+    assert result.stderr == f"error: {source}: {kinds}\n"
+
+
+def test_a_file_of_another_machine_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    result = run(tmp_path, "fetch", "file://elsewhere/a")
+    assert result.returncode == 1
+    assert result.stderr == "error: file://elsewhere/a: a file URL names a file of this machine, as file:///path does\n"
+
+
+@pytest.mark.parametrize("begin", ["file:///", "file://localhost/", "file:/", "FILE:///"])
+def test_a_file_of_this_machine_is_named_by_its_url(begin: str, tmp_path: Path, archive: bytes) -> None:
+    path = tmp_path / "a b.tar.gz"
+    path.write_bytes(archive)
+    result = run(tmp_path, "fetch", path.as_uri().replace("file:///", begin))
+    assert result.returncode == 0 and result.stderr.startswith(f"asking {path}\n")
+    assert delivered(tmp_path) == standin.files(0.01)
 
 
 def test_what_is_no_plain_file_in_a_folder_is_named(tmp_path: Path, small: dict[str, bytes]) -> None:
@@ -146,6 +162,14 @@ def test_what_is_no_plain_file_in_a_folder_is_named(tmp_path: Path, small: dict[
     result = run(tmp_path, "fetch", path.parent)
     assert result.returncode == 1 and f"{path} is no plain file" in result.stderr
     assert delivered(tmp_path) == {}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="there is no /proc/self/mem")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").symlink_to("/proc/self/mem")  # a plain file that even root cannot read from the start
+    result = run(tmp_path, "fetch", "a.tar.gz")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"error: {tmp_path / 'a.tar.gz'}: cannot be read: Input/output error"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few users make links")

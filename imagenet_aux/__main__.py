@@ -15,7 +15,7 @@ from typing import Any, Iterable, NoReturn
 from . import contents
 from .contents import File
 from .errors import FetchError
-from .fetch import Outcome, fetch
+from .fetch import fetch
 from .progress import Progress
 
 _EXIT_CODES = """\
@@ -74,8 +74,6 @@ def _show(folder: str) -> int:
 def _fetch(orders: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     logging.basicConfig(stream=progress, level=logging.INFO, format="%(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     code, report = _carry_out(orders, progress)
     if orders.outcome:
         _write_whole(orders.outcome, json.dumps(report))
@@ -86,17 +84,26 @@ def _fetch(orders: argparse.Namespace) -> int:
 def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dict[str, Any]]:
     """Fetch, and say how it went; the exit code, and the same for a program."""
     try:
+        _on_signals(_stop)
         outcome = fetch(orders.source, orders.checksum, orders.into, progress)
+        _on_signals(signal.SIG_IGN)  # it is done, and said in a moment
     except FetchError as error:
-        code, reason = 1, str(error)
+        return 1, _say_failed(str(error), progress)
     except _Stopped as stop:
-        code, reason = 128 + stop.number, f"stopped by signal {stop.number}; {orders.into} is as it was"
-    else:
-        progress.clear()
-        _show_table(outcome.files, "verified")
-        return 0, _report(outcome)
+        return 128 + stop.number, _say_failed(f"stopped by signal {stop.number}", progress)
+    progress.clear()
+    _show_table(outcome.files, "verified")
+    return 0, {
+        "source": outcome.source,
+        "verified": outcome.verified,
+        "files": [file.name for file in outcome.files],
+    }
+
+
+def _say_failed(reason: str, progress: Progress) -> dict[str, Any]:
+    _on_signals(signal.SIG_IGN)
     progress.write(f"error: {reason}\n")
-    return code, {"error": reason}
+    return {"error": reason}
 
 
 class _Stopped(BaseException):
@@ -107,15 +114,13 @@ class _Stopped(BaseException):
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     """End as an error does, so that what was staged is cleared away."""
+    _on_signals(signal.SIG_IGN)  # a second one would end the clearing away
     raise _Stopped(number)
 
 
-def _report(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "source": outcome.source,
-        "verified": outcome.verified,
-        "files": [file.name for file in outcome.files],
-    }
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _table(files: Iterable[File], proved: str) -> str:

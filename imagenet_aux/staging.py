@@ -9,13 +9,14 @@ import sys
 import tempfile
 import time
 from types import TracebackType
-from typing import IO, Collection, Iterable, Iterator
+from typing import IO, Callable, Collection, Iterable, Iterator
 
 from .contents import FILES, is_text
 from .errors import FetchError
 
 _SUFFIX = ".imagenet-aux"
 _LOCK = "lock"
+_OLD = ".old"
 _READER_SECONDS = 5.0
 
 
@@ -37,14 +38,18 @@ class Staging:
 
     def __init__(self, target: str) -> None:
         self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
+        # Where a rename leads to the target: beside it, or in it where it is a disk of its own.
+        self._parent = self.target if os.path.ismount(self.target) else os.path.dirname(self.target)
         self.path = ""
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Staging:
-        with _said_as_unwritable(self.target):
-            _clear_abandoned(self.target)
+        prefix = os.path.basename(self.target) + "."
+        with _said_as_unwritable(self._parent):
+            os.makedirs(self._parent, exist_ok=True)
+            _clear_abandoned(self._parent, prefix)
             while self._lock is None:
-                self.path = tempfile.mkdtemp(_SUFFIX, _prefix(self.target), os.path.dirname(self.target))
+                self.path = tempfile.mkdtemp(_SUFFIX, prefix, self._parent)
                 self._lock = _locked(os.path.join(self.path, _LOCK), "xb")
         return self
 
@@ -84,52 +89,67 @@ class Staging:
         return os.path.join(self.path, name)
 
     def publish(self, names: Collection[str]) -> None:
-        """Make the target hold these of the staged files, and none of the other of the eight.
+        """Make the target hold these of the staged files, and none of the other of the eight; or leave it as it is.
 
         Each file is put in its place by one rename: whoever looks finds the old one whole or the new one whole.
+
+        Raises
+        ------
+        StagingError
+            If one of the files cannot be put there. Those before it are put back.
         """
         with _said_as_unwritable(self.target):
             os.makedirs(self.target, exist_ok=True)
-            places = {name: os.path.join(self.target, name) for name in FILES}
-            for place in places.values():  # first, so that it is all or nothing
-                _check_replaceable(place)
-            for name, place in places.items():
-                if name in names:
-                    _replace(self.file(name), place)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.remove(place)
+        for name in FILES:
+            self._keep_old(name)
+        touched: list[str] = []
+        try:
+            for name in FILES:
+                touched.append(name)
+                self._put(self.file(name) if name in names else None, name)
+        except BaseException:
+            for name in touched:
+                with contextlib.suppress(StagingError):  # the one that could not be replaced is the old one still
+                    old = self.file(name + _OLD)
+                    self._put(old if os.path.exists(old) else None, name)
+            raise
+
+    def _keep_old(self, name: str) -> None:
+        """Copy what the target holds under that name: a link would cost less, but not every file system has them."""
+        path = os.path.join(self.target, name)
+        if os.path.isdir(path):
+            raise StagingError(f"cannot write {path}: there is a folder of that name")
+        with _said_as_unwritable(path), contextlib.suppress(FileNotFoundError):
+            _patiently(lambda: shutil.copy2(path, self.file(name + _OLD)))
+
+    def _put(self, source: str | None, name: str) -> None:
+        """Have the target hold *source* under that name, or nothing."""
+        path = os.path.join(self.target, name)
+        with _said_as_unwritable(path):
+            if source:
+                _patiently(lambda: os.replace(source, path))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    _patiently(lambda: os.remove(path))
 
 
-def _check_replaceable(path: str) -> None:
-    if os.path.isdir(path):
-        raise StagingError(f"cannot write {path}: there is a folder of that name")
-    if os.path.exists(path):
-        _replace(path, path)
-
-
-def _replace(source: str, path: str) -> None:
-    """Rename. Windows refuses that while anybody has the file at *path* open, so a reader is waited for."""
+def _patiently(change: Callable[[], object]) -> None:
+    """Make a change that Windows refuses while anybody has the file open: a reader is waited for."""
     until = time.monotonic() + _READER_SECONDS
-    with _said_as_unwritable(path):
-        while True:
-            try:
-                os.replace(source, path)
-                return
-            except PermissionError:
-                if sys.platform != "win32" or time.monotonic() > until:
-                    raise
-            time.sleep(0.05)
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > until:
+                raise
+        time.sleep(0.05)
 
 
-def _prefix(target: str) -> str:
-    return os.path.basename(target) + "."
-
-
-def _clear_abandoned(target: str) -> None:
+def _clear_abandoned(parent: str, prefix: str) -> None:
     """Remove the staging folders of processes that live no more."""
-    with os.scandir(os.path.dirname(target)) as entries:
-        left = [e.path for e in entries if e.name.startswith(_prefix(target)) and e.name.endswith(_SUFFIX)]
+    with os.scandir(parent) as entries:
+        left = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_SUFFIX)]
     for path in left:
         with contextlib.suppress(OSError):
             os.rmdir(path)  # its process was killed before it had a lock

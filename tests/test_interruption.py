@@ -14,7 +14,7 @@ from typing import Iterator
 import pytest
 import standin
 from command import delivered, run, start
-from home import TAGS, Home
+from home import ROOT, TAGS, Home, environment
 from server import Reply, Server
 
 WINDOWS = sys.platform == "win32"
@@ -106,7 +106,59 @@ def test_a_renewal_that_fails_leaves_the_old_set(
     assert home.litter() == []
 
 
+@pytest.mark.skipif(WINDOWS, reason="nothing in a process hears of its end there")
+def test_a_signal_in_the_middle_of_publishing_leaves_the_old_set(
+    tmp_path: Path, server: Server, archive: bytes, old: dict[str, bytes]
+) -> None:
+    run(tmp_path, "fetch", server.serve("old", standin.pack(standin.members(old))))
+    program = """if True:
+        import os, signal, sys
+        from imagenet_aux.__main__ import main
+        rename, renamed = os.replace, []
+        def replace(source, target):
+            rename(source, target)
+            renamed.append(target)
+            if len(renamed) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+        os.replace = replace
+        sys.exit(main(sys.argv[1:]))
+    """
+    call = [sys.executable, "-c", program, "fetch", server.serve("new", archive)]
+    result = subprocess.run(call, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE)
+    assert result.returncode == 143 and result.stderr.endswith(b"error: stopped by signal 15\n")
+    assert delivered(tmp_path) == old
+    assert os.listdir(tmp_path) == ["data"]
+
+
 # The disk
+
+
+def test_a_file_that_cannot_be_replaced_is_named_and_all_others_stay_the_old_ones(
+    tmp_path: Path, server: Server, archive: bytes, old: dict[str, bytes]
+) -> None:
+    run(tmp_path, "fetch", server.serve("old", standin.pack(standin.members(old))))
+    path = tmp_path / "data" / "val.txt"
+    mount = ["mount", "--bind", str(path), str(path)]
+    if not LINUX_ROOT or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a file can only be made irreplaceable by root, on Linux")
+    try:
+        result = run(tmp_path, "fetch", server.serve("new", archive))
+        assert result.returncode == 1 and f"cannot write {path}: Device or resource busy" in result.stderr
+        assert delivered(tmp_path) == old
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_folder_that_is_a_disk_of_its_own_is_filled(tiny_disk: Path, server: Server, real: Path) -> None:
+    few = standin.pack(standin.members({"synsets.txt": (real / "synsets.txt").read_bytes()}))
+    assert run(tiny_disk.parent, "fetch", server.serve("a.tar.gz", few), "--into", tiny_disk).returncode == 0
+    assert os.listdir(tiny_disk) == ["synsets.txt"] and os.listdir(tiny_disk.parent) == [tiny_disk.name]
+
+
+def test_the_folders_above_the_folder_are_made(tmp_path: Path, server: Server, archive: bytes) -> None:
+    assert run(tmp_path, "fetch", server.serve("a.tar.gz", archive), "--into", "new/one/data").returncode == 0
+    assert os.listdir(tmp_path / "new" / "one") == ["data"]
 
 
 def test_a_full_disk_is_said_to_be_full_and_the_space_given_back(
@@ -122,7 +174,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(tiny_disk: Path, s
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     result = run(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
     assert result.returncode == 1
-    assert f"cannot write {tiny_disk / 'data'}: Read-only file system" in result.stderr
+    assert f"cannot write {tiny_disk}: Read-only file system" in result.stderr
 
 
 def test_a_file_in_the_place_of_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:

@@ -36,11 +36,11 @@ def preprocess(i):
     source = call.get("url") or _overruled(call, _NAMED) or named
     checksum = call.get("checksum") or _given(env, _CHECKSUM)
     for wanted, value in (("a source", source), ("a source", named), ("a checksum", checksum)):
-        if not isinstance(value, str) or _SHELL_TEXT.search(value):
+        if not isinstance(value, str) or _SHELL_TEXT.search(_decoded(value)):
             return {
                 "return": 1,
                 "error": f"{wanted} should be text without quotes, dollar signs, backticks, backslashes and control "
-                f"characters, which a shell would act on, and is {value!r}: rename the file, or encode the URL",
+                f"characters, which a shell would act on, and is {value!r}: rename the file, or encode the web address",
             }
     # Not through `env`: the engine writes that into a script, which callers at the same time share, and in which
     # Windows' cmd acts on percent signs.
@@ -118,6 +118,15 @@ def _overruled(call, key):
         if isinstance(word, str) and word.startswith(prefixes):
             return word.partition("=")[2]
     return ""
+
+
+def _decoded(source):
+    """The path that a file URL means, which is what is exported; anything else as it is."""
+    if not source.lower().startswith("file:"):
+        return source
+    from urllib.parse import unquote  # here, since an engine loads this file for each cached call too
+
+    return unquote(source)
 
 
 def _absolute(source, folder):

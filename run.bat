@@ -1,9 +1,10 @@
 @echo off
 rem The native script: puts the files into .\data, by CM's orders in the environment or by hand.
-rem Delayed expansion: what the orders say is not read again by cmd, which would act on %%20 and on &.
-setlocal EnableDelayedExpansion
+setlocal DisableDelayedExpansion
 set "PYTHONSAFEPATH=1"
 set "PYTHONPATH=%~dp0;%PYTHONPATH%"
+rem Delayed expansion: what the orders say is not read again by cmd, which would act on %%20 and on &.
+setlocal EnableDelayedExpansion
 if not defined CM_IMAGENET_AUX_PYTHON set "CM_IMAGENET_AUX_PYTHON=python"
 if not defined CM_IMAGENET_AUX_SOURCE set "CM_IMAGENET_AUX_SOURCE=!CM_WGET_URL!"
 "!CM_IMAGENET_AUX_PYTHON!" -m imagenet_aux fetch "--checksum=!CM_IMAGENET_AUX_CHECKSUM!" "--outcome=!CM_IMAGENET_AUX_OUTCOME!" -- "!CM_IMAGENET_AUX_SOURCE!"

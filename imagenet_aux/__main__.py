@@ -19,7 +19,7 @@ from .fetch import fetch
 from .progress import Progress
 
 _EXIT_CODES = """\
-exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 unusable words; 130 or 143 interrupted"""
+exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 unknown words; 130 or 143 interrupted"""
 
 
 def main(words: list[str] | None = None) -> int:

@@ -251,10 +251,10 @@ def _is_hopeless(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause of a network error, in one line."""
+    """The innermost cause of a network error, in one line, without a password."""
     while True:
         inner = [cause for cause in (getattr(error, "reason", None), *error.args) if isinstance(cause, BaseException)]
         if not inner:
             break
         error = inner[0]
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return re.sub(r"//[^/?#\s]*@", "//", " ".join(f"{type(error).__name__}: {error}".split()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Collection, Iterator, NamedTuple, Union
 
 from . import archive, contents
@@ -252,7 +253,7 @@ def choose(named: str, checksum: str) -> list[Source]:
     FetchError
         If these are no orders that could be carried out.
     """
-    checksum = checksum.strip().lower()
+    checksum = checksum.lower()
     if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
         raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
     address = named.partition("?")[0].rstrip("/")
@@ -276,7 +277,7 @@ def _ours(checksum: str) -> list[Source]:
 def _named(named: str, checksum: str) -> Source:
     """The source that the user means."""
     if _is_http(named):
-        shown = re.sub("//[^/@]*@", "//", named)  # without a password
+        shown = re.sub("^([^:]*://)[^/?#]*@", r"\1", named)  # without a password
         return Archive(shown, checksum, bool(checksum), location=named)
     path = _path(named)
     if os.path.isdir(path):
@@ -290,6 +291,8 @@ def _named(named: str, checksum: str) -> Source:
 
 def _path(named: str) -> str:
     """The absolute path that a path or a file URL means."""
+    if sys.platform == "win32":
+        named = re.sub('"$', r"\\", named)  # what is left of a quoted path that ends in a backslash, as "E:\" does
     if "://" not in named and not named.lower().startswith("file:"):
         return os.path.abspath(os.path.expanduser(named))
     scheme, _, rest = named.partition(":")
@@ -300,7 +303,10 @@ def _path(named: str) -> str:
     host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
     if host not in ("", "localhost"):
         raise FetchError(f"{named}: a file URL names a file of this machine, as file:///path does")
-    return os.path.abspath(url2pathname("/" + path))
+    try:
+        return os.path.abspath(url2pathname("/" + path))
+    except OSError as error:  # Windows' own, for a drive that is none
+        raise FetchError(f"{named}: this is no URL of a file: {error}") from None
 
 
 def _is_http(location: str) -> bool:
@@ -312,7 +318,7 @@ def _open(location: str) -> Stream:
         try:
             from .download import Download  # brings requests, which a local source does without
         except ImportError as error:
-            raise FetchError(f"{location}: http needs the package requests: pip install requests ({error})") from None
+            raise FetchError(f"http needs the package requests: pip install requests ({error})") from None
 
         return Download(location)
     if not os.path.isfile(location):

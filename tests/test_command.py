@@ -182,9 +182,23 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, small: dict[str, byt
     assert delivered(tmp_path) == {}
 
 
+@pytest.mark.skipif(sys.platform != "win32", reason="only Windows takes the last backslash for a quote")
+def test_a_quoted_folder_that_ends_in_a_backslash_is_that_folder(tmp_path: Path, small: dict[str, bytes]) -> None:
+    folder = write_all(tmp_path / "mine", small)
+    words = subprocess.list2cmdline([sys.executable, "-m", "imagenet_aux", "fetch"]) + f' "{folder}\\"'
+    assert subprocess.run(words, cwd=tmp_path, env=ENV).returncode == 0
+    assert delivered(tmp_path) == small
+
+
 def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[str, bytes]) -> None:
     result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", "0" * 32)
     assert result.returncode == 1 and "a checksum is of an archive" in result.stderr
+
+
+@pytest.mark.parametrize("checksum", [" ", "0" * 31, "md5:" + "0" * 32])
+def test_what_is_no_checksum_is_not_taken_for_none(checksum: str, tmp_path: Path, small: dict[str, bytes]) -> None:
+    result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", checksum)
+    assert result.returncode == 1 and f"(64 hex digits), not {checksum!r}" in result.stderr
 
 
 def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: Path) -> None:
@@ -192,11 +206,18 @@ def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: 
     assert result.returncode == 1 and "a checksum is of an archive: leave it out" in result.stderr
 
 
-def test_a_password_is_sent_but_not_shown(tmp_path: Path, server: Server, archive: bytes) -> None:
-    url = server.serve("a.tar.gz", archive).replace("//", "//me:secret@")
+@pytest.mark.parametrize("who", ["me:secret", "me:a@secret", "me:secret@b"])
+def test_a_password_is_sent_but_not_shown(who: str, tmp_path: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive).replace("//", f"//{who}@")
     result = run(tmp_path, "fetch", url, "--outcome=outcome.json")
     assert result.returncode == 0 and server.asked("a.tar.gz")[0]["Authorization"].startswith("Basic ")
     assert "secret" not in result.stdout + result.stderr + (tmp_path / "outcome.json").read_text()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999/x", "/x", "127.0.0.1:1/x"])
+def test_a_password_is_not_shown_where_the_address_is_a_bad_one(address: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "fetch", f"http://me:secret@{address}")
+    assert result.returncode == 1 and "secret" not in result.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

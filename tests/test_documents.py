@@ -18,7 +18,12 @@ import derive
 
 # What a README command needs beside the checkout: a package registry, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "_from.", "=...", "dockerfile")
-SAID_BY_THE_SYSTEM = [": No space left on device", ": Access is denied", "CERTIFICATE_VERIFY_FAILED"]
+SAID_BY_THE_SYSTEM = [
+    ": Access is denied",
+    ": No space left on device",
+    ": The process cannot access the file",
+    "CERTIFICATE_VERIFY_FAILED",
+]
 RUN_BY_OTHERS = ("bash tests/demo.sh", "bash tests/run.sh")
 
 

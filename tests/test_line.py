@@ -312,6 +312,7 @@ LOST = [
     Lost("an unknown scheme", r"ftp://localhost.*http, https or file", source="ftp://localhost/a.tar.gz"),
     Lost("a missing file", r"no such file", source="{there}/missing.tar.gz"),
     Lost("a missing file by its URL", r"no such file", source="{there_url}/missing.tar.gz"),
+    Lost("a drive that is none", r"no such file|no URL of a file", source="file:///1:/a.tar.gz"),
     Lost("an empty file", r"is empty", source="{there}/empty.tar.gz"),
     Lost("an empty folder", r"none of the eight files", source="{there}/folder"),
 ]  # fmt: skip

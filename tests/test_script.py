@@ -250,7 +250,16 @@ def test_a_path_that_leads_nowhere_is_named_as_seen_from_the_folder_of_the_call(
 
 
 @pytest.mark.parametrize(
-    "text", ['"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "a\ntouch pwned\n", "${HOME}"]
+    "text",
+    [
+        '"; touch pwned; "',
+        "$(touch pwned)",
+        "`touch pwned`",
+        "a\ntouch pwned\n",
+        "${HOME}",
+        "file:///%24%28touch%20pwned%29",
+        "FILE:/%60touch%20pwned%60",
+    ],
 )
 def test_shell_text_is_refused_before_any_shell_sees_it(text: str, home: Home) -> None:
     for key in ("url", "checksum"):

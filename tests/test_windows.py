@@ -129,7 +129,7 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
         shutil.rmtree(path, ignore_errors=True)  # a Windows is 700 MB
 
 
-@pytest.fixture(params=["plain", "with space", "données", "a & b (1)"])
+@pytest.fixture(params=["plain", "with space", "données", "a & b (1)", "wow!dir"])
 def script(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The native scripts in a folder, with the probe in the place of the package."""
     return script_in(tmp_path / request.param)

@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import Iterator
 
 import pytest
-from home import ROOT
+from home import ROOT, environment
 
 pytestmark = pytest.mark.xdist_group("wine")  # one Windows at a time: two that are being made fail now and then
 WINDOWS = sys.platform == "win32"
 WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
+ENV = environment(COVERAGE_PROCESS_START="")  # what the probe runs through is not to be measured
 
 # In the place of the package: says which words it is given, and ends with the code it is told.
 PROBE = """\
@@ -65,10 +66,10 @@ class Cmd:
             pytest.skip("run.bat needs Windows or wine64")
         self.path = path
         self._wine = [] if WINDOWS else [str(WINE)]
-        self._env = {key: value for key, value in os.environ.items() if not key.startswith("CM_")}
+        self._env = ENV
         if not WINDOWS:
             no_more_than_wine = {"WINEARCH": "win64", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
-            self._env.update(no_more_than_wine, WINEPREFIX=str(path / "prefix"), LC_ALL="C.UTF-8")
+            self._env = {**ENV, **no_more_than_wine, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
             subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # makes that Windows
 
     def call(self, folder: Path, batch: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ class Cmd:
             assert env["PYTHONPATH"].split(";")[0] == self.name(script) + "\\"
             env = {key: value for key, value in env.items() if key.startswith("CM_")}
             call = [sys.executable, *words]
-            subprocess.run(call, cwd=folder, env={**os.environ, **env, "PYTHONPATH": str(script)}, check=True)
+            subprocess.run(call, cwd=folder, env={**ENV, **env, "PYTHONPATH": str(script)}, check=True)
         said: list[str] = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         return said
 
@@ -125,7 +126,7 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
     if not WINDOWS:
         server = shutil.which("wineserver", path=os.pathsep.join([os.environ["PATH"], "/usr/lib/wine"]))
         if server:
-            subprocess.run([server, "-k"], env={**os.environ, "WINEPREFIX": str(path / "prefix")}, check=False)
+            subprocess.run([server, "-k"], env={**ENV, "WINEPREFIX": str(path / "prefix")}, check=False)
         shutil.rmtree(path, ignore_errors=True)  # a Windows is 700 MB
 
 
@@ -153,8 +154,7 @@ def script_in(path: Path) -> Path:
 
 
 def by_run_sh(folder: Path, script: Path, **env: str) -> list[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("CM_")}
-    env = {**clean, "CM_IMAGENET_AUX_PYTHON": sys.executable, **env}
+    env = {**ENV, "CM_IMAGENET_AUX_PYTHON": sys.executable, **env}
     subprocess.run(["bash", str(script / "run.sh")], cwd=folder, env=env, check=True)
     words: list[str] = json.loads((folder / "words.json").read_text(encoding="utf-8"))
     return words
@@ -226,7 +226,7 @@ def test_what_the_user_said_outlives_the_script_that_the_engine_writes_on_window
     source: str, cmd: Cmd, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = script_in(tmp_path / "script")
-    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith("CM_")})
+    monkeypatch.setattr(os, "environ", environment())
     before = dict(os.environ)
     env = {"CM_WGET_URL": source, "CM_IMAGENET_AUX_CHECKSUM": "0" * 32, "CM_TMP_CURRENT_PATH": str(tmp_path)}
     assert loaded(ROOT / "customize.py").preprocess({"env": env, "input": {"url": source}}) == {"return": 0}

@@ -75,10 +75,14 @@ def _fetch(orders: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     logging.basicConfig(stream=progress, level=logging.INFO, format="%(message)s")
     code, report = _carry_out(orders, progress)
-    if orders.outcome:
+    if not orders.outcome:
+        return code
+    try:
         _write_whole(orders.outcome, json.dumps(report))
-        return 0
-    return code
+    except OSError as error:
+        progress.write(f"error: cannot write {orders.outcome}: {error.strerror}\n")
+        return 1
+    return 0
 
 
 def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dict[str, Any]]:
@@ -87,7 +91,7 @@ def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dic
         _on_signals(_stop)
         outcome = fetch(orders.source, orders.checksum, orders.into, progress)
         _on_signals(signal.SIG_IGN)  # it is done, and said in a moment
-    except FetchError as error:
+    except (FetchError, OSError) as error:
         return 1, _say_failed(str(error), progress)
     except _Stopped as stop:
         return 128 + stop.number, _say_failed(f"stopped by signal {stop.number}", progress)
@@ -120,7 +124,8 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _on_signals(handler: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what it runs in the background
+            signal.signal(number, handler)
 
 
 def _table(files: Iterable[File], proved: str) -> str:

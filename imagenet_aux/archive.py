@@ -1,6 +1,6 @@
 """Bytes to members: a gzip-compressed tar, read once from front to back, and refused when it is hostile.
 
-Nothing here writes to disk. Memory stays at one chunk, whatever a header claims. A member is a regular file
+Nothing here writes to disk. Memory stays at a few chunks, whatever a header claims. A member is a regular file
 whose name is wanted; everything that could put bytes anywhere else ends the reading with `ArchiveError`.
 """
 
@@ -12,6 +12,7 @@ import tarfile
 from typing import Collection, Iterable, Iterator, NamedTuple
 
 from .ahead import ahead
+from .contents import MOST_BYTES
 from .errors import SourceError
 
 try:
@@ -19,8 +20,6 @@ try:
 except ImportError:
     import zlib  # type: ignore[no-redef]
 
-# About three times what the set unpacks to: room for honest oddities, none for a bomb.
-MOST_BYTES = 200 << 20
 MOST_ENTRIES = 1000
 _MOST_PAX_BYTES = 1 << 16
 _MOST_GZIP_MEMBERS = 10_000
@@ -206,7 +205,7 @@ def _check_pax(records: bytes) -> None:
         if not record or int(record[1]) < len(record[0]):
             raise ArchiveError("has a pax header that cannot be read")
         if _PAX_OVERRIDES.fullmatch(record[2]):
-            raise ArchiveError(f"has a pax header that overrides {record[2].decode()}")
+            raise ArchiveError(f"has a pax header that overrides {record[2].decode(errors='backslashreplace')}")
         position += int(record[1])
     if position > len(records):
         raise ArchiveError("has a pax header that cannot be read")

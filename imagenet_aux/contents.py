@@ -20,6 +20,9 @@ FILES: dict[str, str] = {
     "val.txt": "4138c0cd92d2dffea9353a9339c9f352361b7c6c267d2ff989b366f154188257",
 }
 
+# What any source of them may cost, in bytes on the line, unpacked, or on the disk: about three times what they take.
+MOST_BYTES = 200 << 20
+
 _CHUNK = 1 << 20
 
 

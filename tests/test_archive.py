@@ -245,6 +245,10 @@ HOSTILE = [
     ),
     Hostile("an override of any length", pax(b"0013 path=xx\n") + packed("train.txt"), r"overrides path\n"),
     Hostile("an override after a chain", pax(record("a", "b")) * 9 + pax(record("size", "1")), r"overrides size\n"),
+    Hostile("a pax header whose key is no text", pax(b"18 GNU.sparse.\xff=1\n"), r"overrides GNU\.sparse\.\\xff\n"),
+    Hostile(
+        "a pax header whose key steers the terminal", pax(b"21 GNU.sparse.\x1b[2J=1\n"), r"GNU\.sparse\.\\x1b\[2J\n"
+    ),
     unreadable("of length 0", b"0 path=x\n"),
     unreadable("that is too short for its key", b"4 path=x\n"),
     unreadable("that is longer than it is", b"99 mtime=1\n"),

@@ -231,6 +231,40 @@ def test_where_nobody_takes_the_table_the_files_are_in_their_place_all_the_same(
     assert delivered(tmp_path) == small
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="bash closes it there in another way")
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("source", ["a.tar.gz", "nowhere"])
+def test_where_nobody_listens_it_goes_the_same_way(
+    source: str, stderr: str, tmp_path: Path, bash: str, archive: bytes, small: dict[str, bytes]
+) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    command = f"'{sys.executable}' -m imagenet_aux fetch {source} --outcome o.json {stderr}"
+    subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, check=True)
+    assert ("error" in json.loads((tmp_path / "o.json").read_text())) == (source == "nowhere")
+    assert delivered(tmp_path) == (small if source == "a.tar.gz" else {})
+
+
+def test_progress_that_nobody_takes_does_not_end_a_fetch(
+    tmp_path: Path, server: Server, bash: str, archive: bytes, small: dict[str, bytes]
+) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(pause=4.0 * 65536 / len(archive)))
+    command = f"'{sys.executable}' -m imagenet_aux fetch {url} 2>&1 >&- | head -n 1"
+    subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, check=True)
+    assert delivered(tmp_path) == small
+
+
+def test_an_outcome_that_cannot_be_written_is_said_to_be_one(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    result = run(tmp_path, "fetch", "a.tar.gz", "--outcome=no/such.json")
+    assert result.returncode == 1 and "error: cannot write no/such.json: No such file" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["ftp://me:secret@host/a", " http://me:secret@host/a", "file://me:secret@host/a"])
+def test_a_password_is_not_shown_where_the_source_is_of_an_unknown_kind(source: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "fetch", source)
+    assert result.returncode == 1 and "secret" not in result.stderr
+
+
 def test_http_without_requests_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "requests.py").write_text("raise ImportError('as if it were not installed')\n")
     result = run(tmp_path, "fetch", "http://127.0.0.1:1/a", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))

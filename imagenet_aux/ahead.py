@@ -1,28 +1,48 @@
-"""Work on both cores: the next chunks are made while the last ones are used."""
+"""Work on both cores: the next items are made while the last ones are used, and need not be waited for for ever."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from typing import Iterable, Iterator
+from typing import Generator, Iterable, TypeVar
 
 _DEPTH = 8
 
+T = TypeVar("T")
 
-def ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same chunks, taken by a thread of its own that runs a few of them ahead.
 
-    What *chunks* raises is raised here, after the chunks before it. Closing this iterator ends the thread at its next
-    chunk.
+class TimedOut(Exception):
+    """The next item did not come in time."""
+
+
+def ahead(
+    items: Iterable[T], first_seconds: float | None = None, next_seconds: float | None = None
+) -> Generator[T, None, None]:
+    """The same items, taken by a thread of its own that runs a few of them ahead.
+
+    What *items* raises is raised here, after the items before it. Closing this iterator ends the thread at its next
+    item.
+
+    Parameters
+    ----------
+    items : iterable
+        What to take.
+    first_seconds, next_seconds : float, optional
+        How long the first item, and each later one, is waited for; without them, for ever.
+
+    Raises
+    ------
+    TimedOut
+        While iterating, when an item does not come in time. The thread is left to its waiting.
     """
-    taken: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
+    taken: queue.Queue[T | BaseException | None] = queue.Queue(_DEPTH)
     abandoned = threading.Event()
 
     def take() -> None:
         end = None
         try:
-            for chunk in chunks:
-                taken.put(chunk)
+            for item in items:
+                taken.put(item)
                 if abandoned.is_set():
                     return
         except BaseException as error:  # whatever it is: it is raised again, where it can be handled
@@ -31,14 +51,19 @@ def ahead(chunks: Iterable[bytes]) -> Iterator[bytes]:
         end = None  # an error that is kept here would keep what it was raised in, connections too
 
     threading.Thread(target=take, daemon=True).start()
+    seconds = first_seconds
     try:
         while True:
-            item = taken.get()
+            try:
+                item = taken.get(timeout=seconds)
+            except queue.Empty:
+                raise TimedOut(f"nothing came in {seconds:.0f} s") from None
             if item is None:
                 return
             if isinstance(item, BaseException):
                 raise item
             yield item
+            seconds = next_seconds
     finally:
         abandoned.set()
         while not taken.empty():  # a thread that waits for room goes on, and ends

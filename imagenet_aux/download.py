@@ -7,14 +7,17 @@ certificates are always verified.
 from __future__ import annotations
 
 import email.utils
+import http.cookiejar
 import logging
 import re
 import time
-from typing import Any, Iterator
+from typing import Any, Iterator, cast
 
 import requests
 import urllib3.exceptions
 
+from .ahead import TimedOut, ahead
+from .contents import MOST_BYTES
 from .errors import SourceError, StartOver
 
 _log = logging.getLogger(__name__)
@@ -23,12 +26,13 @@ _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__}
 _CHUNK = 1 << 18
 
 CONNECT_SECONDS = 5.0  # for each address of a host, of which some have eight
+ANSWER_SECONDS = 20.0  # from looking up the name to the end of the headers, redirections included
 STALL_SECONDS = 15.0
-SLOWEST = 256  # bytes per second, over STALL_SECONDS: less is a stall, however regularly it drips
+LEAST_BYTES = 4096  # in STALL_SECONDS of waiting: less is a stall, however regularly it drips
+MOST_REDIRECTS = 20
 MOST_TRIES = 5  # requests in a row that bring next to nothing new
 NEXT_TO_NOTHING = 1 << 16
 PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
-MOST_BYTES = 200 << 20  # the archive has 17 MiB, the largest file 42
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
@@ -79,52 +83,49 @@ class Download:
         self.received = 0
         self.size: int | None = None
         self.joined = False
-        self._validator: str | None = None
+        self._version: dict[str, str] = {}
         self._answered = False
         self._tries = 0
         self._tried_at = 0
         self._progress_at = time.monotonic()
 
     def __iter__(self) -> Iterator[bytes]:
-        with requests.Session() as session:
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, _FreshConnections())
-            while True:
-                try:
-                    with self._ask(session) as response:
-                        for chunk in _body(response):
-                            self._take(chunk)
-                            yield chunk
-                    self._check_whole()
-                    return
-                except _Passing as fault:
-                    self._wait_for_another_try(fault)
+        while True:
+            try:
+                for chunk in self._ask():
+                    self._take(chunk)
+                    yield chunk
+                self._check_whole()
+                return
+            except _Passing as fault:
+                self._wait_for_another_try(fault)
 
-    def _ask(self, session: requests.Session) -> requests.Response:
+    def _ask(self) -> Iterator[bytes]:
         """Request the bytes that are still to come."""
-        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it lies there.
-        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
-        headers.update(self._range())
+        # In a thread: what a server sends in front of a body, drop by drop or without end, keeps requests for ever.
+        answer = ahead(_exchange(self.url, self._range()), ANSWER_SECONDS, STALL_SECONDS)
         try:
-            response = session.get(self.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS))
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            # requests lets some through that are not its own
+            self._read_head(self._head(answer))
+            yield from _body(answer)
+        finally:
+            answer.close()
+
+    def _head(self, answer: Iterator[Any]) -> requests.Response:
+        try:
+            return cast(requests.Response, next(answer))
+        except Exception as error:  # requests lets many through that are not its own
             if not self._answered and _is_hopeless(error):
                 raise DownloadError(_reason(error)) from None
             raise _Passing(_reason(error)) from None
-        try:
-            self._read_head(response)
-        except BaseException:
-            response.close()
-            raise
-        return response
 
     def _range(self) -> dict[str, str]:
         if not self.received:
             return {}
         headers = {"Range": f"bytes={self.received}-"}
-        if self._validator:
-            headers["If-Range"] = self._validator
+        etag = self._version.get("ETag", "")
+        validator = etag if etag and not etag.startswith("W/") else self._version.get("Last-Modified")
+        if validator:  # If-Range can hold a strong ETag, or else the date
+            headers["If-Range"] = validator
         return headers
 
     def _read_head(self, response: requests.Response) -> None:
@@ -132,21 +133,21 @@ class Download:
         status = response.status_code
         self._answered = True
         if status in _PASSING:
-            raise _Passing(f"the server answered {status} {response.reason}", _retry_after(response))
+            raise _Passing(_answered(response), _retry_after(response))
         if self.received and status in (200, 416):
-            raise StartOver(f"the rest could not be had: the server answered {status} {response.reason}")
+            raise StartOver(f"the rest could not be had: {_answered(response)}")
         if self.received and status == 206:
             self._check_joins(response)
         elif status == 200:
             self.size = _length(response)
-            self._validator = _validator(response)
+            self._version = _version(response)
         else:
-            raise DownloadError(f"the server answered {status} {response.reason}")
+            raise DownloadError(_answered(response))
         if self.size is not None and self.size > MOST_BYTES:
             raise DownloadError(f"the server offers {self.size} bytes; more than {MOST_BYTES} cannot be right")
 
     def _check_joins(self, response: requests.Response) -> None:
-        """Raise `StartOver` unless a partial answer begins where the last one ended, in a file of the same size."""
+        """Raise `StartOver` unless a partial answer goes on where the last one ended, in the same file."""
         given = response.headers.get("Content-Range", "")
         parts = _CONTENT_RANGE.fullmatch(given.strip())
         if not parts or int(parts[1]) != self.received:
@@ -156,6 +157,9 @@ class Download:
             if self.size not in (None, total):
                 raise StartOver(f"the file had {self.size} bytes, and has {total} now")
             self.size = total
+        for name, value in _version(response).items():
+            if self._version.get(name, value) != value:
+                raise StartOver(f"the file had the {name} {self._version[name]}, and has {value} now")
         self.joined = True
 
     def _take(self, chunk: bytes) -> None:
@@ -182,33 +186,53 @@ class Download:
         time.sleep(wait)
 
 
-class _FreshConnections(requests.adapters.HTTPAdapter):
-    """A connection for each request: the server may be closing the last one without having said that it would."""
+def _exchange(url: str, headers: dict[str, str]) -> Iterator[Any]:
+    """The answer to one request, behind its redirections, then its body in pieces, undecoded, as they arrive."""
+    # A session for each request: the server may be closing the last connection without having said that it would.
+    with requests.Session() as session:
+        session.max_redirects = MOST_REDIRECTS
+        session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # nobody here wants any
+        session.hooks["response"].append(_drop_body_of_redirect)
+        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it lies there.
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)) as response:
+            yield response
+            read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
+            size = _CHUNK if hasattr(response.raw, "read1") else 1 << 14  # read loses what came of a piece that breaks
+            while True:
+                chunk = read(size, decode_content=False)
+                if not chunk:
+                    return
+                yield chunk
 
-    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        self.close()  # type: ignore[no-untyped-call]
-        return super().send(*args, **kwargs)
+
+def _drop_body_of_redirect(response: requests.Response, **_: object) -> None:
+    """Have requests not read the body, as it otherwise does to the end, however long that is."""
+    if response.is_redirect:
+        response.close()
 
 
-def _body(response: requests.Response) -> Iterator[bytes]:
-    """The undecoded body, in pieces as they arrive; raises `_Passing` when the line breaks or stalls."""
-    read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
-    size = _CHUNK if hasattr(response.raw, "read1") else 1 << 14  # read loses what a broken line brought of a piece
+def _body(answer: Iterator[Any]) -> Iterator[bytes]:
+    """What follows the head of an answer; raises `_Passing` when the line breaks or stalls."""
     waited, came = 0.0, 0
     while True:
         before = time.monotonic()
         try:
-            chunk = read(size, decode_content=False)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            chunk = next(answer, None)
+        except (TimedOut, urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(_reason(error)) from None
-        if not chunk:
+        if chunk is None:
             return
         waited, came = waited + time.monotonic() - before, came + len(chunk)
-        if waited > STALL_SECONDS:
-            if came < SLOWEST * waited:
-                raise _Passing(f"the line stalled: {came} bytes in {waited:.0f} s")
+        if came >= LEAST_BYTES:
             waited, came = 0.0, 0
+        elif waited > STALL_SECONDS:
+            raise _Passing(f"the line stalled: {came} bytes in {waited:.0f} s")
         yield chunk
+
+
+def _answered(response: requests.Response) -> str:
+    return f"the server answered {response.status_code} {str(response.reason)[:100]}"
 
 
 def _length(response: requests.Response) -> int | None:
@@ -218,12 +242,9 @@ def _length(response: requests.Response) -> int | None:
     return int(length[:18]) if re.fullmatch("[0-9]+", length) and not chunked else None
 
 
-def _validator(response: requests.Response) -> str | None:
-    """What If-Range can hold: a strong ETag, else the date; None where there is neither."""
-    etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):
-        return etag
-    return response.headers.get("Last-Modified")
+def _version(response: requests.Response) -> dict[str, str]:
+    """What tells this version of the file from another one, of what the server gives."""
+    return {name: response.headers[name] for name in ("ETag", "Last-Modified") if response.headers.get(name)}
 
 
 def _retry_after(response: requests.Response) -> float | None:
@@ -240,7 +261,7 @@ def _retry_after(response: requests.Response) -> float | None:
 
 def _is_hopeless(error: Exception) -> bool:
     """Whether a first request failed in a way that asking once more will not mend within our patience."""
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, (requests.Timeout, TimedOut)):
         return True
     if not isinstance(error, requests.ConnectionError):
         return True  # a redirect loop, an URL that is none

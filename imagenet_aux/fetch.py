@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 from . import contents, sources
 from .contents import File
-from .errors import FetchError, SourceError, StartOver
+from .errors import FetchError, SourceError
 from .sources import Source, Stream
 from .staging import Staging
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_STARTS = 5
 
-Watch = Callable[[Optional[Stream]], None]
+Watch = Callable[[Stream], None]
 
 
 class Outcome(NamedTuple):
@@ -49,7 +49,7 @@ def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
     target : str
         The folder. Those of the eight files that it holds are replaced together.
     watch : callable
-        Called now and then with what is being read.
+        Called with what is being read, whenever some of it has been.
 
     Raises
     ------
@@ -82,23 +82,21 @@ def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
 
 def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | None]:
     """Write what a source has to the staging folder; the names and their numbers of lines."""
-
-    def watched(chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            watch(source.stream)
-            yield chunk
+    starts_left = _MOST_STARTS
 
     def staged() -> Iterator[tuple[str, int | None]]:
+        pieces = _bounded(source, watch)
         for member in source.members():
             try:
-                yield member.name, staging.write(member.name, watched(member.chunks))
+                yield member.name, staging.write(member.name, pieces(member.chunks))
             except SourceError as error:
-                if member.name not in source.optional or isinstance(error, StartOver):
+                if member.name not in source.optional or (starts_left and source.may_differ(error)):
                     raise
                 _log.warning("%s: %s", source.address, error)
 
     reason = ""
-    for _ in range(_MOST_STARTS):
+    while starts_left:
+        starts_left -= 1
         try:
             return dict(staged())
         except SourceError as error:
@@ -107,6 +105,23 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | No
             reason = str(error)
             _log.warning("%s: %s; starting over", source.address, reason)
     raise SourceError(f"{reason} (given up after {_MOST_STARTS} starts)")
+
+
+def _bounded(source: Source, watch: Watch) -> Callable[[Iterable[bytes]], Iterator[bytes]]:
+    """What hands on the pieces of one file after another, watched, until they are too many for a disk to bear."""
+    total = 0
+
+    def pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal total
+        for chunk in chunks:
+            total += len(chunk)
+            if total > contents.MOST_BYTES:
+                raise SourceError(f"gives more than {contents.MOST_BYTES >> 20} MiB; the set has about 62")
+            if source.stream:
+                watch(source.stream)
+            yield chunk
+
+    return pieces
 
 
 def _staged_file(source: Source, path: str, lines: int | None) -> File:

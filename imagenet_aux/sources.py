@@ -69,6 +69,7 @@ _GITHUB_EXTRAS = {
 
 _CHUNK = 1 << 18
 _BEFORE_A_PAGE = b"\xef\xbb\xbf \t\r\n"
+_MOST_BEFORE_A_PAGE = 4096
 _DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
 
 
@@ -152,12 +153,19 @@ class Source:
         start = b""
         for chunk in chunks:
             start += chunk
-            if start.strip(_BEFORE_A_PAGE) or len(start) > _CHUNK:
+            if start.strip(_BEFORE_A_PAGE) or len(start) > _MOST_BEFORE_A_PAGE:
                 break
-        if start.strip(_BEFORE_A_PAGE).startswith(b"<"):  # none of the files does, and no archive
+        if start.lstrip(_BEFORE_A_PAGE).startswith(b"<"):  # none of the files does, and no archive
             raise SourceError("is a page of HTML or XML, not the file: the link may have expired, or want a log-in")
         yield start
         yield from chunks
+
+    def _read_one(self, name: str, location: str) -> Iterator[bytes]:
+        """The bytes of one file, the errors with its name."""
+        try:
+            yield from self._read(location)
+        except SourceError as error:
+            raise type(error)(f"{name}: {error}") from None
 
 
 class Archive(Source):
@@ -173,7 +181,7 @@ class Archive(Source):
         What to read, where that is not the address.
     """
 
-    def __init__(self, address: str, digest: str, demanded: bool, ours: bool = False, location: str = "") -> None:
+    def __init__(self, address: str, digest: str, *, demanded: bool, ours: bool = False, location: str = "") -> None:
         super().__init__(address, ours)
         self._digest = digest
         self._demanded = demanded
@@ -197,7 +205,8 @@ class Archive(Source):
         self.proved = digest == self._digest
         if self._demanded and not self.proved:
             name = _DIGEST_NAMES[len(digest)]
-            raise SourceError(f"its {name} should be {self._digest}, and is {digest}: one of the two is the wrong one")
+            kind = StartOver if self.stream and self.stream.joined else SourceError
+            raise kind(f"its {name} should be {self._digest}, and is {digest}: one of the two is the wrong one")
 
 
 class Folder(Source):
@@ -208,7 +217,7 @@ class Folder(Source):
         for name in contents.FILES:
             path = os.path.join(self.address, name)
             if os.path.lexists(path):
-                yield Member(name, self._read(path))
+                yield Member(name, self._read_one(name, path))
 
 
 class SingleFiles(Source):
@@ -229,12 +238,6 @@ class SingleFiles(Source):
         """The files, each asked for when its turn comes."""
         for name, url in self._urls.items():
             yield Member(name, self._read_one(name, url))
-
-    def _read_one(self, name: str, url: str) -> Iterator[bytes]:
-        try:
-            yield from self._read(url)
-        except SourceError as error:
-            raise type(error)(f"{name}: {error}") from None
 
 
 def choose(named: str, checksum: str) -> list[Source]:
@@ -268,7 +271,13 @@ def choose(named: str, checksum: str) -> list[Source]:
 def _ours(checksum: str) -> list[Source]:
     """The mirrors in their order, then the single files; where a checksum is demanded, the archives alone."""
     archives: list[Source] = [
-        Archive(mirror.address, checksum or mirror.digest, bool(checksum), True, mirror.address + mirror.query)
+        Archive(
+            mirror.address,
+            checksum or mirror.digest,
+            demanded=bool(checksum),
+            ours=True,
+            location=mirror.address + mirror.query,
+        )
         for mirror in MIRRORS
     ]
     return archives if checksum else [*archives, SingleFiles(GITHUB, _GITHUB_FILES, _GITHUB_EXTRAS)]
@@ -277,8 +286,7 @@ def _ours(checksum: str) -> list[Source]:
 def _named(named: str, checksum: str) -> Source:
     """The source that the user means."""
     if _is_http(named):
-        shown = re.sub("^([^:]*://)[^/?#]*@", r"\1", named)  # without a password
-        return Archive(shown, checksum, bool(checksum), location=named)
+        return Archive(_without_password(named), checksum, demanded=bool(checksum), location=named)
     path = _path(named)
     if os.path.isdir(path):
         if checksum:
@@ -286,7 +294,7 @@ def _named(named: str, checksum: str) -> Source:
         return Folder(path)
     if not os.path.exists(path):
         raise FetchError(f"{path}: there is no such file or folder")
-    return Archive(path, checksum, bool(checksum))
+    return Archive(path, checksum, demanded=bool(checksum))
 
 
 def _path(named: str) -> str:
@@ -297,16 +305,21 @@ def _path(named: str) -> str:
         return os.path.abspath(os.path.expanduser(named))
     scheme, _, rest = named.partition(":")
     if scheme.lower() != "file":
-        raise FetchError(f"{named}: a source is an http, https or file URL, or the path of an archive or a folder")
+        shown = _without_password(named)
+        raise FetchError(f"{shown}: a source is an http, https or file URL, or the path of an archive or a folder")
     from urllib.request import url2pathname  # slow to import, and seldom needed
 
     host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
     if host not in ("", "localhost"):
-        raise FetchError(f"{named}: a file URL names a file of this machine, as file:///path does")
+        raise FetchError(f"{_without_password(named)}: a file URL names a file of this machine, as file:///path does")
     try:
         return os.path.abspath(url2pathname("/" + path))
     except OSError as error:  # Windows' own, for a drive that is none
         raise FetchError(f"{named}: this is no URL of a file: {error}") from None
+
+
+def _without_password(url: str) -> str:
+    return re.sub("^([^:]*://)[^/?#]*@", r"\1", url)
 
 
 def _is_http(location: str) -> bool:

@@ -140,8 +140,7 @@ def _handler(server: Server) -> Any:
 
         def _answer(self, file: bytes, reply: Reply) -> None:
             if reply.raw is not None:
-                self.wfile.write(reply.raw)
-                self._end(reply)
+                self._send_body(reply.raw, reply)
                 return
             whole = file if reply.body is None else reply.body
             own = {name: value if isinstance(value, str) else value() for name, value in reply.headers.items()}

@@ -95,6 +95,7 @@ HALF = Reply(stop_at=CUT)
 HALF_WEAK = Reply(stop_at=CUT, etag='W/"1"')
 HALF_UNMARKED = Reply(stop_at=CUT, etag="")
 HALF_CHUNKED = Reply(stop_at=CUT, etag="", chunked=True)
+ENDLESS_302 = Reply(302, {"Location": "a.tar.gz"}, length=False, endless=True)
 LONG_RANGE = Reply(206, {"Content-Range": f"bytes {'9' * 5000}-9/9"})
 
 SAVED = [
@@ -107,6 +108,7 @@ SAVED = [
     Saved("a chain of 20 times 302", (*[moved("/a.tar.gz")] * 20, GOOD), (0,) * 21),
     Saved("302 when the rest is asked for", (HALF, moved("a.tar.gz"), GOOD), (0, CUT, CUT)),
     Saved("302 with a body that is cut", (Reply(302, {"Location": "a.tar.gz"}, stop_at=9), GOOD), (0, 0)),
+    Saved("302 with a body without end", (ENDLESS_302, GOOD), (0, 0)),
     Saved("302 with a wrong label", (Reply(302, {"Location": "a.tar.gz", "Content-Encoding": "br"}), GOOD), (0, 0)),
     # What the server cannot do, or says in its own way. It never answers HEAD.
     Saved("no ranges", (Reply(ranges=False),)),
@@ -182,6 +184,22 @@ def test_what_can_be_saved_ends_in_the_whole_set(fault: Saved, server: Server, t
     assert fault.seconds[0] <= took <= fault.seconds[1]
 
 
+@pytest.mark.parametrize("names", [{"etag": '"1"'}, {"etag": 'W/"1"'}, {"etag": "", "headers": {"Last-Modified": "1"}}])
+def test_the_rest_of_another_version_is_not_joined_even_where_it_fits(
+    names: dict[str, Any], server: Server, tmp_path: Path
+) -> None:
+    tar = standin.pack_tar(standin.members(FILES))
+    changed = standin.pack_tar(standin.members({**FILES, "val.txt": FILES["val.txt"].replace(b"1", b"2")}))
+    middle = tar.index(FILES["val.txt"]) - 512
+    begin = gzip.compress(tar[:middle], 0)
+    later = {"etag": '"2"'} if names["etag"] else {"etag": "", "headers": {"Last-Modified": "2"}}
+    old = Reply(body=begin + gzip.compress(tar[middle:], 0), stop_at=len(begin), **names)
+    new = Reply(body=gzip.compress(changed[:middle], 0) + gzip.compress(changed[middle:], 0), if_range=False, **later)
+    assert len(old.body or b"") == len(new.body or b""), "what does not fit is found out anyway"
+    run(tmp_path, "fetch", server.serve("a.tar.gz", b"", old, new))
+    assert asked_from(server, "a.tar.gz") == [0, len(begin), 0]
+
+
 def asked_from(server: Server, name: str) -> list[int]:
     """From which byte on each request asked."""
     ranges = [headers.get("Range", "bytes=0-") for headers in server.asked(name)]
@@ -222,11 +240,16 @@ def body(data: bytes, **more: bool) -> tuple[Reply, ...]:
     return (Reply(body=data, length=more.get("length", True)),)
 
 
+DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, piece=1, pause=0.3)
+ENDLESS_100 = Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 9, endless=True, pause=0.01)
+STEERING = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
 LOST = [
     # Slow ones first: they overlap with the others.
     Lost("never answers", r"timed out", (Reply(raw=b"", then="stall"),), requests=1, seconds=25),
+    Lost("drips its head", r"nothing came in 20 s", (DRIPPING_HEAD,), requests=1, seconds=25),
+    Lost("goes on and on before its head", r"nothing came in 20 s", (ENDLESS_100,), requests=1, seconds=25),
     Lost("500 for ever", r"500 Internal Server Error.*given up", (busy(500),)),
     Lost("cut for ever", r"cut after|IncompleteRead", (Reply(stop_at=CUT), Reply(stop_at=0))),
     Lost("not HTTP", r"BadStatusLine|not HTTP", (Reply(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),)),
@@ -242,8 +265,10 @@ LOST = [
     Lost("304", r"304 Not Modified", (Reply(304, body=b""),), requests=1),
     Lost("429, Retry-After: 3600", r"429 Too Many Requests.*3600", (busy(429, Retry_After="3600"),), requests=1),
     Lost("429, Retry-After has many digits", r"429 Too Many", (busy(429, Retry_After="9" * 5000),), requests=1),
+    Lost("an answer that steers the terminal", r"404 \\x1b\[2J", (STEERING,), requests=1),
+    Lost("no HTTP, and steers the terminal", r"BadStatusLine: \\x1b\[2J", (Reply(raw=b"\x1b[2J\r\n\r\n"),)),
     # Redirections
-    Lost("a redirect loop", r"redirects", (moved("a.tar.gz"),), requests=31),
+    Lost("a redirect loop", r"redirects", (moved("a.tar.gz"),), requests=21),
     Lost("a redirect to a file", r"file:", (moved("file:///etc/passwd"),), requests=1),
     Lost("a redirect to ftp", r"ftp:", (moved("ftp://localhost/a.tar.gz"),), requests=1),
     Lost("a redirect to nowhere", r"302", (Reply(302, body=b""),), requests=1),
@@ -315,6 +340,7 @@ LOST = [
     Lost("a drive that is none", r"no such file|no URL of a file", source="file:///1:/a.tar.gz"),
     Lost("an empty file", r"is empty", source="{there}/empty.tar.gz"),
     Lost("an empty folder", r"none of the eight files", source="{there}/folder"),
+    Lost("a folder with a page in it", r"pages: val\.txt: is a page of HTML", source="{there}/pages"),
 ]  # fmt: skip
 
 
@@ -324,6 +350,8 @@ def places(tmp_path: Path, server: Server) -> dict[str, str]:
     there = tmp_path / "there"
     (there / "folder").mkdir(parents=True)
     (there / "empty.tar.gz").touch()
+    (there / "pages").mkdir()
+    (there / "pages" / "val.txt").write_bytes(HTML)
     return {"there": str(there), "there_url": there.as_uri(), "tls": f"https://127.0.0.1:{server.port}/a.tar.gz"}
 
 

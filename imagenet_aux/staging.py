@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -38,20 +40,27 @@ class Staging:
 
     def __init__(self, target: str) -> None:
         self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
-        # Where a rename leads to the target: beside it, or in it where it is a disk of its own.
-        self._parent = self.target if os.path.ismount(self.target) else os.path.dirname(self.target)
+        self._parent = self.target if _stands_apart(self.target) else os.path.dirname(self.target)
         self.path = ""
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Staging:
         prefix = os.path.basename(self.target) + "."
-        with _said_as_unwritable(self._parent):
+        with _said_as_unwritable(self._parent), self._gone_on_error():
             os.makedirs(self._parent, exist_ok=True)
             _clear_abandoned(self._parent, prefix)
             while self._lock is None:
                 self.path = tempfile.mkdtemp(_SUFFIX, prefix, self._parent)
                 self._lock = _locked(os.path.join(self.path, _LOCK), "xb")
         return self
+
+    @contextlib.contextmanager
+    def _gone_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -71,17 +80,11 @@ class Staging:
         lines = 0
         count_lines = is_text(name)
         path = self.file(name)
-        with _said_as_unwritable(path):
-            file = open(path, "wb")  # noqa: SIM115 - closed below, where a full disk may say so
-        try:
+        with _said_as_unwritable(path), open(path, "wb") as file:
             for chunk in chunks:
-                with _said_as_unwritable(path):
-                    file.write(chunk)
+                file.write(chunk)
                 if count_lines:
                     lines += chunk.count(b"\n")
-        finally:
-            with _said_as_unwritable(path):
-                file.close()
         return lines if count_lines else None
 
     def file(self, name: str) -> str:
@@ -100,6 +103,10 @@ class Staging:
         """
         with _said_as_unwritable(self.target):
             os.makedirs(self.target, exist_ok=True)
+        with _one_at_a_time(self.target):
+            self._replace(names)
+
+    def _replace(self, names: Collection[str]) -> None:
         for name in FILES:
             self._keep_old(name)
         touched: list[str] = []
@@ -146,10 +153,40 @@ def _patiently(change: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def _stands_apart(target: str) -> bool:
+    """Whether nothing beside the target can be renamed into it: it is a disk of its own, or what holds it is barred."""
+    if not os.path.isdir(target):
+        return False
+    parent = os.path.dirname(target)
+    if os.path.ismount(target) or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        return True
+    try:  # Linux refuses a way between two mounts, even of the same disk, before it looks for the file
+        nobodys = os.urandom(8).hex()
+        os.rename(os.path.join(target, nobodys), os.path.join(parent, nobodys))
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: str) -> Iterator[None]:
+    """Hold off others that publish to the folder, where the system locks folders: a set is then of one source."""
+    descriptor = None
+    with contextlib.suppress(OSError):  # Windows opens no folder, and not every file system has locks
+        descriptor = os.open(folder, os.O_RDONLY)
+        _lock(descriptor, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def _clear_abandoned(parent: str, prefix: str) -> None:
     """Remove the staging folders of processes that live no more."""
+    made_by_us = re.compile(re.escape(prefix) + "[a-z0-9_]{8}" + re.escape(_SUFFIX))  # what mkdtemp makes
     with os.scandir(parent) as entries:
-        left = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(_SUFFIX)]
+        left = [entry.path for entry in entries if made_by_us.fullmatch(entry.name)]
     for path in left:
         with contextlib.suppress(OSError):
             os.rmdir(path)  # its process was killed before it had a lock
@@ -168,7 +205,7 @@ def _locked(path: str, mode: str) -> IO[bytes] | None:
     except FileNotFoundError:
         return None
     try:
-        _lock(file)
+        _lock(file.fileno())
     except (BlockingIOError, PermissionError):
         file.close()
         return None
@@ -183,15 +220,15 @@ def _locked(path: str, mode: str) -> IO[bytes] | None:
     return file
 
 
-def _lock(file: IO[bytes]) -> None:
+def _lock(descriptor: int, wait: bool = False) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextlib.contextmanager

@@ -156,6 +156,20 @@ def test_a_folder_that_is_a_disk_of_its_own_is_filled(tiny_disk: Path, server: S
     assert os.listdir(tiny_disk) == ["synsets.txt"] and os.listdir(tiny_disk.parent) == [tiny_disk.name]
 
 
+def test_a_folder_that_is_mounted_from_the_same_disk_is_filled(
+    tmp_path: Path, tiny_disk: Path, server: Server, real: Path
+) -> None:
+    del tiny_disk  # it only tells whether anything can be mounted here
+    (tmp_path / "data").mkdir()
+    subprocess.run(["mount", "--bind", str(tmp_path / "data"), str(tmp_path / "data")], check=True)
+    few = standin.pack(standin.members({"synsets.txt": (real / "synsets.txt").read_bytes()}))
+    try:
+        assert run(tmp_path, "fetch", server.serve("a.tar.gz", few)).returncode == 0
+        assert os.listdir(tmp_path / "data") == ["synsets.txt"]
+    finally:
+        subprocess.run(["umount", str(tmp_path / "data")], check=True)
+
+
 def test_the_folders_above_the_folder_are_made(tmp_path: Path, server: Server, archive: bytes) -> None:
     assert run(tmp_path, "fetch", server.serve("a.tar.gz", archive), "--into", "new/one/data").returncode == 0
     assert os.listdir(tmp_path / "new" / "one") == ["data"]
@@ -213,6 +227,16 @@ def test_what_else_stands_in_the_folder_is_not_touched(tmp_path: Path, server: S
     assert (tmp_path / "data" / "notes").read_text() == "mine"
 
 
+def test_a_folder_of_a_like_name_is_not_taken_for_what_a_killed_call_left(
+    tmp_path: Path, server: Server, archive: bytes
+) -> None:
+    theirs = tmp_path / "data.mine.imagenet-aux"
+    theirs.mkdir()
+    (theirs / "lock").write_text("mine")
+    run(tmp_path, "fetch", server.serve("a.tar.gz", archive))
+    assert (theirs / "lock").read_text() == "mine"
+
+
 # Readers and callers at the same time
 
 
@@ -251,3 +275,29 @@ def test_eight_callers_at_once_all_get_one_whole_set(
     assert [caller.returncode for caller in callers] == [0] * 8, "\n".join(said)
     assert delivered(tmp_path) == small
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows locks no folders")
+def test_two_callers_with_other_sources_leave_the_set_of_one(
+    tmp_path: Path, server: Server, archive: bytes, small: dict[str, bytes], old: dict[str, bytes]
+) -> None:
+    program = """if True:
+        import os, sys, time
+        from imagenet_aux.__main__ import main
+        rename = os.replace
+        def replace(source, target):
+            time.sleep(0.05)
+            rename(source, target)
+        os.replace = replace
+        sys.exit(main(sys.argv[1:]))
+    """
+    urls = [server.serve("a", archive), server.serve("b", standin.pack(standin.members(old)))]
+    env = environment(PYTHONPATH=str(ROOT))
+    callers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, "fetch", url], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+        )
+        for url in urls
+    ]
+    assert [caller.wait() for caller in callers] == [0, 0]
+    assert delivered(tmp_path) in (small, old)

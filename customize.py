@@ -12,9 +12,11 @@ _CHECKSUM = "IMAGENET_AUX_CHECKSUM"
 _OUTCOME = "CM_IMAGENET_AUX_OUTCOME"
 
 # What the engine's `export KEY="VALUE"` would not hand over as it is, and a shell would act on.
-_SHELL_TEXT = re.compile(
-    r'["$`\x00-\x1f\x7f\ud800-\udfff]' if os.name == "nt" else r'["$`\\\x00-\x1f\x7f\ud800-\udfff]'
-)
+_SHELL_TEXT = re.compile(r'["$`\x00-\x1f\x7f\ud800-\udfff]')
+_SHELL_CHARACTERS = "quotes, dollar signs, backticks and control characters"
+if os.name != "nt":  # where a backslash only parts the names in a path
+    _SHELL_TEXT = re.compile(r'["$`\\\x00-\x1f\x7f\ud800-\udfff]')
+    _SHELL_CHARACTERS = "quotes, dollar signs, backticks, backslashes and control characters"
 
 
 def preprocess(i):
@@ -33,20 +35,23 @@ def preprocess(i):
     env, call = i["env"], i.get("input") or {}
     # What a variation says beats what the user says in `env`, so the call itself is asked first.
     named = _given(env, _NAMED)
-    source = call.get("url") or _overruled(call, _NAMED) or named
+    written = call.get("url") or _overruled(call, _NAMED) or named
+    source = _absolute(written, _given(env, "TMP_CURRENT_PATH")) if isinstance(written, str) else written
     checksum = call.get("checksum") or _given(env, _CHECKSUM)
-    for wanted, value in (("a source", source), ("a source", named), ("a checksum", checksum)):
+    # What stands in `env` the engine writes into its script, used or not; the folder of the call becomes a part of the
+    # source, and dependents are given that.
+    for wanted, value in (("a source", written), ("a source", named), ("a source", source), ("a checksum", checksum)):
         if not isinstance(value, str) or _SHELL_TEXT.search(_decoded(value)):
             return {
                 "return": 1,
-                "error": f"{wanted} should be text without quotes, dollar signs, backticks, backslashes and control "
-                f"characters, which a shell would act on, and is {value!r}: rename the file, or encode the web address",
+                "error": f"{wanted} must be text without {_SHELL_CHARACTERS}, which a shell would act on, and is "
+                f"{_without_password(value)!r}: rename the file or folder, or percent-encode the web address",
             }
     # Not through `env`: the engine writes that into a script, which callers at the same time share, and in which
     # Windows' cmd acts on percent signs.
     os.environ.update(
         {
-            "CM_IMAGENET_AUX_SOURCE": _absolute(source, _given(env, "TMP_CURRENT_PATH")),
+            "CM_IMAGENET_AUX_SOURCE": source,
             "CM_IMAGENET_AUX_CHECKSUM": checksum,
             "CM_IMAGENET_AUX_PYTHON": sys.executable,
             _OUTCOME: os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json"),
@@ -127,6 +132,10 @@ def _decoded(source):
     from urllib.parse import unquote  # here, since an engine loads this file for each cached call too
 
     return unquote(source)
+
+
+def _without_password(value):
+    return re.sub("//[^/?#]*@", "//", value) if isinstance(value, str) else value
 
 
 def _absolute(source, folder):

@@ -3,7 +3,8 @@
 # CM sources this file, so its folder is taken from its own name, not from $0.
 here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
 # PYTHONSAFEPATH, from Python 3.11 on: what lies in the folder where it is called is no module of ours.
+# Where the outcome is to be written down, postprocess says how it went, better than an exit code, a kill included.
 PYTHONSAFEPATH=1 PYTHONPATH="${here:-.}${PYTHONPATH:+:$PYTHONPATH}" \
   "${CM_IMAGENET_AUX_PYTHON:-python3}" -m imagenet_aux fetch \
   --checksum="${CM_IMAGENET_AUX_CHECKSUM:-}" --outcome="${CM_IMAGENET_AUX_OUTCOME:-}" -- \
-  "${CM_IMAGENET_AUX_SOURCE:-${CM_WGET_URL:-}}"
+  "${CM_IMAGENET_AUX_SOURCE:-${CM_WGET_URL:-}}" || [ -n "${CM_IMAGENET_AUX_OUTCOME:-}" ]

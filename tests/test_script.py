@@ -268,6 +268,31 @@ def test_shell_text_is_refused_before_any_shell_sees_it(text: str, home: Home) -
     assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.*"))
 
 
+def test_shell_text_in_the_folder_of_the_call_is_refused_before_any_shell_sees_it(
+    home: Home, bash: str, archive: bytes
+) -> None:
+    folder = home.path / "$(touch pwned)"
+    write(folder / "a.tar.gz", archive)
+    call = f'cd "$0" && cm run script --tags={TAGS} --url=a.tar.gz'
+    result = home.call(bash, "-c", call, folder)
+    assert result.returncode != 0 and repr(str(folder / "a.tar.gz")) in result.stderr
+    assert not list(home.path.rglob("pwned"))
+
+
+def test_a_password_in_what_is_refused_is_not_shown(home: Home) -> None:
+    answer = home.access(tags=TAGS, url="http://me:sec$ret@127.0.0.1:1/a")
+    assert answer["return"] > 0 and "http://127.0.0.1:1/a" in answer["error"] and "ret@" not in answer["error"]
+
+
+@pytest.mark.skipif(not shutil.which("pkill"), reason="there is no pkill")
+def test_a_fetcher_that_was_killed_is_said_to_have_been(home: Home, bash: str, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
+    kill = f"until pkill -KILL -f '[-]-outcome={home.cm}'; do sleep 0.2; done & cm run script --tags={TAGS} --url={url}"
+    result = home.call(bash, "-c", kill)
+    assert result.returncode != 0 and "did not say how it went: it was killed" in result.stderr
+    assert "file an issue" not in result.stdout + result.stderr
+
+
 def test_cm_test_script_runs_it(home: Home, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     result = home.call("cm", "test", "script", "get-dataset-imagenet-aux", f"--url={url}")

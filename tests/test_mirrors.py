@@ -236,4 +236,4 @@ def test_an_untrusted_certificate_means_that_nothing_is_asked(world: World, tmp_
 def test_a_variation_and_our_addresses_are_the_same() -> None:
     variations = json.loads((ROOT / "_cm.json").read_text())["variations"]
     named = {v["env"]["CM_WGET_URL"].partition("://")[2] for name, v in variations.items() if name.startswith("from.")}
-    assert named == {DROPBOX, BERKELEY, BVLC}
+    assert named == {DROPBOX, BERKELEY, ARMI, BVLC}

@@ -19,7 +19,7 @@ from .fetch import fetch
 from .progress import Progress
 
 _EXIT_CODES = """\
-exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 unknown words; 130 or 143 interrupted"""
+exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 wrong usage; 130 or 143 interrupted"""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _show(folder: str) -> int:
     except OSError as error:
         print(f"{error.filename or folder}: cannot be read: {error.strerror}", file=sys.stderr)
         return 1
-    _show_table(files, "published")
+    _show_table(files, "published", "")
     absent = [name for name in contents.FILES if name not in [file.name for file in files]]
     if absent:
         print(f"{folder}: not there: {', '.join(absent)}", file=sys.stderr)
@@ -96,7 +96,7 @@ def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dic
     except _Stopped as stop:
         return 128 + stop.number, _say_failed(f"stopped by signal {stop.number}", progress)
     progress.clear()
-    _show_table(outcome.files, "verified")
+    _show_table(outcome.files, "verified", f"in {os.path.abspath(orders.into)}\n")
     return 0, {
         "source": outcome.source,
         "verified": outcome.verified,
@@ -128,17 +128,17 @@ def _on_signals(handler: Any) -> None:
             signal.signal(number, handler)
 
 
-def _table(files: Iterable[File], proved: str) -> str:
-    rows = [("file", "bytes", "lines", proved)]
+def _table(files: Iterable[File], heading: str) -> str:
+    rows = [("file", "bytes", "lines", heading)]
     for name, size, lines, is_proved in files:
         rows.append((name, f"{size:,}", "-" if lines is None else f"{lines:,}", "yes" if is_proved else "no"))
     return "".join(f"{name:<27}{size:>11}{lines:>11}  {proved}\n" for name, size, lines, proved in rows)
 
 
-def _show_table(files: Iterable[File], proved: str) -> None:
+def _show_table(files: Iterable[File], heading: str, below: str) -> None:
     """Print the table, unless nobody takes it: the files are in their place all the same."""
     try:
-        print(_table(files, proved), end="", flush=True)
+        print(_table(files, heading) + below, end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 

@@ -188,10 +188,6 @@ def test_no_shell_sees_shell_text_under_mlc(mlc: Mlc) -> None:
 # The meta that MLC reads
 
 
-def test_the_meta_of_mlc_is_derived_from_that_of_cm() -> None:
-    assert (ROOT / "meta.yaml").read_text(encoding="utf-8") == derive.meta_yaml(), "run: python tools/derive.py"
-
-
 def test_a_key_of_cm_without_a_place_in_the_meta_of_mlc_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

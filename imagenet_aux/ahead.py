@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from typing import Generator, Iterable, TypeVar
 
 _DEPTH = 8
+_SPELL_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -54,10 +57,7 @@ def ahead(
     seconds = first_seconds
     try:
         while True:
-            try:
-                item = taken.get(timeout=seconds)
-            except queue.Empty:
-                raise TimedOut(f"nothing came in {seconds:.0f} s") from None
+            item = _next(taken, seconds)
             if item is None:
                 return
             if isinstance(item, BaseException):
@@ -68,3 +68,14 @@ def ahead(
         abandoned.set()
         while not taken.empty():  # a thread that waits for room goes on, and ends
             taken.get_nowait()
+
+
+def _next(taken: queue.Queue[T], seconds: float | None) -> T:
+    """The next item of the queue, waited for in short spells, between which Windows hears of Ctrl-C."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            return taken.get(timeout=_SPELL_SECONDS)
+        except queue.Empty:
+            if time.monotonic() >= until:
+                raise TimedOut(f"nothing came in {seconds:.0f} s") from None

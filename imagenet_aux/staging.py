@@ -7,8 +7,8 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
-import tempfile
 import time
 from types import TracebackType
 from typing import IO, Callable, Collection, Iterable, Iterator
@@ -20,6 +20,8 @@ _SUFFIX = ".imagenet-aux"
 _LOCK = "lock"
 _OLD = ".old"
 _READER_SECONDS = 5.0
+# On Windows 0o700 would give the files, wherever they are renamed to, to their maker alone.
+_PRIVATE = 0o777 if sys.platform == "win32" else 0o700
 
 
 class StagingError(FetchError):
@@ -39,8 +41,9 @@ class Staging:
     """
 
     def __init__(self, target: str) -> None:
-        self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
-        self._parent = self.target if _stands_apart(self.target) else os.path.dirname(self.target)
+        with _said_as_unwritable(target):
+            self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
+            self._parent = self.target if _stands_apart(self.target) else os.path.dirname(self.target)
         self.path = ""
         self._lock: IO[bytes] | None = None
 
@@ -50,7 +53,8 @@ class Staging:
             os.makedirs(self._parent, exist_ok=True)
             _clear_abandoned(self._parent, prefix)
             while self._lock is None:
-                self.path = tempfile.mkdtemp(_SUFFIX, prefix, self._parent)
+                self.path = os.path.join(self._parent, prefix + os.urandom(4).hex() + _SUFFIX)
+                os.mkdir(self.path, _PRIVATE)
                 self._lock = _locked(os.path.join(self.path, _LOCK), "xb")
         return self
 
@@ -114,20 +118,23 @@ class Staging:
             for name in FILES:
                 touched.append(name)
                 self._put(self.file(name) if name in names else None, name)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StagingError):
+                touched.pop()  # it could not be replaced, so it is the old one still
             for name in touched:
-                with contextlib.suppress(StagingError):  # the one that could not be replaced is the old one still
+                with contextlib.suppress(StagingError):
                     old = self.file(name + _OLD)
                     self._put(old if os.path.exists(old) else None, name)
             raise
 
     def _keep_old(self, name: str) -> None:
         """Copy what the target holds under that name: a link would cost less, but not every file system has them."""
-        path = os.path.join(self.target, name)
+        path, old = os.path.join(self.target, name), self.file(name + _OLD)
         if os.path.isdir(path):
             raise StagingError(f"cannot write {path}: there is a folder of that name")
         with _said_as_unwritable(path), contextlib.suppress(FileNotFoundError):
-            _patiently(lambda: shutil.copy2(path, self.file(name + _OLD)))
+            _patiently(lambda: shutil.copy2(path, old))
+            os.chmod(old, os.stat(old).st_mode | stat.S_IWRITE)  # Windows removes nothing that is read-only
 
     def _put(self, source: str | None, name: str) -> None:
         """Have the target hold *source* under that name, or nothing."""
@@ -184,7 +191,7 @@ def _one_at_a_time(folder: str) -> Iterator[None]:
 
 def _clear_abandoned(parent: str, prefix: str) -> None:
     """Remove the staging folders of processes that live no more."""
-    made_by_us = re.compile(re.escape(prefix) + "[a-z0-9_]{8}" + re.escape(_SUFFIX))  # what mkdtemp makes
+    made_by_us = re.compile(re.escape(prefix) + "[0-9a-f]{8}" + re.escape(_SUFFIX))
     with os.scandir(parent) as entries:
         left = [entry.path for entry in entries if made_by_us.fullmatch(entry.name)]
     for path in left:

@@ -103,7 +103,7 @@ class Home:
 def environment(**more: str) -> dict[str, str]:
     """That of the tests, without proxies and orders to the script, and with these variables."""
     own = {key: value for key, value in os.environ.items() if not re.search("(?i)_PROXY$|^CM_|^MLC_", key)}
-    return {**own, **more}
+    return {**own, "PYTHONIOENCODING": "utf-8", **more}  # what is piped to the tests; Windows has another
 
 
 def _path() -> str:

@@ -83,6 +83,7 @@ def test_a_kill_under_the_engine_leaves_a_cache_that_works(
         cwd=home.path, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     while not server.requests:
+        assert engine.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
     if sys.platform == "win32":

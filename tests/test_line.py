@@ -241,7 +241,6 @@ def body(data: bytes, **more: bool) -> tuple[Reply, ...]:
 
 
 DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, piece=1, pause=0.3)
-ENDLESS_100 = Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 9, endless=True, pause=0.01)
 STEERING = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
@@ -249,7 +248,6 @@ LOST = [
     # Slow ones first: they overlap with the others.
     Lost("never answers", r"timed out", (Reply(raw=b"", then="stall"),), requests=1, seconds=25),
     Lost("drips its head", r"nothing came in 20 s", (DRIPPING_HEAD,), requests=1, seconds=25),
-    Lost("goes on and on before its head", r"nothing came in 20 s", (ENDLESS_100,), requests=1, seconds=25),
     Lost("500 for ever", r"500 Internal Server Error.*given up", (busy(500),)),
     Lost("cut for ever", r"cut after|IncompleteRead", (Reply(stop_at=CUT), Reply(stop_at=0))),
     Lost("not HTTP", r"BadStatusLine|not HTTP", (Reply(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),)),
@@ -266,7 +264,6 @@ LOST = [
     Lost("429, Retry-After: 3600", r"429 Too Many Requests.*3600", (busy(429, Retry_After="3600"),), requests=1),
     Lost("429, Retry-After has many digits", r"429 Too Many", (busy(429, Retry_After="9" * 5000),), requests=1),
     Lost("an answer that steers the terminal", r"404 \\x1b\[2J", (STEERING,), requests=1),
-    Lost("no HTTP, and steers the terminal", r"BadStatusLine: \\x1b\[2J", (Reply(raw=b"\x1b[2J\r\n\r\n"),)),
     # Redirections
     Lost("a redirect loop", r"redirects", (moved("a.tar.gz"),), requests=21),
     Lost("a redirect to a file", r"file:", (moved("file:///etc/passwd"),), requests=1),

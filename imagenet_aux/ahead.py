@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
 import time
-from typing import Generator, Iterable, TypeVar
+from typing import Generator, TypeVar
 
 _DEPTH = 8
 _SPELL_SECONDS = 0.5
@@ -19,7 +20,7 @@ class TimedOut(Exception):
 
 
 def ahead(
-    items: Iterable[T], first_seconds: float | None = None, next_seconds: float | None = None
+    items: Generator[T, None, None], first_seconds: float | None = None, next_seconds: float | None = None
 ) -> Generator[T, None, None]:
     """The same items, taken by a thread of its own that runs a few of them ahead.
 
@@ -28,8 +29,8 @@ def ahead(
 
     Parameters
     ----------
-    items : iterable
-        What to take.
+    items : generator
+        What to take; closed in the end.
     first_seconds, next_seconds : float, optional
         How long the first item, and each later one, is waited for; without them, for ever.
 
@@ -44,16 +45,18 @@ def ahead(
     def take() -> None:
         end = None
         try:
-            for item in items:
-                taken.put(item)
-                if abandoned.is_set():
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    taken.put(item)
+                    if abandoned.is_set():
+                        return
         except BaseException as error:  # whatever it is: it is raised again, where it can be handled
             end = error
         taken.put(end)
         end = None  # an error that is kept here would keep what it was raised in, connections too
 
-    threading.Thread(target=take, daemon=True).start()
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
     seconds = first_seconds
     try:
         while True:
@@ -68,6 +71,7 @@ def ahead(
         abandoned.set()
         while not taken.empty():  # a thread that waits for room goes on, and ends
             taken.get_nowait()
+        thread.join(_SPELL_SECONDS)  # it closes what it has open, unless it is kept waiting
 
 
 def _next(taken: queue.Queue[T], seconds: float | None) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import tarfile
-from typing import Collection, Iterable, Iterator, NamedTuple
+from typing import Collection, Generator, Iterable, Iterator, NamedTuple
 
 from .ahead import ahead
 from .contents import MOST_BYTES
@@ -136,7 +136,7 @@ class _Blocks:
             pass
 
 
-def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _inflate(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
     """What a gzip file of one or more members holds, in pieces of at most 256 KiB."""
     packed = total = 0
     gzip_members = 1

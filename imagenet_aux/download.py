@@ -11,7 +11,7 @@ import http.cookiejar
 import logging
 import re
 import time
-from typing import Any, Iterator, cast
+from typing import Any, Generator, Iterator, cast
 
 import requests
 import urllib3.exceptions
@@ -186,7 +186,7 @@ class Download:
         time.sleep(wait)
 
 
-def _exchange(url: str, headers: dict[str, str]) -> Iterator[Any]:
+def _exchange(url: str, headers: dict[str, str]) -> Generator[Any, None, None]:
     """The answer to one request, behind its redirections, then its body in pieces, undecoded, as they arrive."""
     # A session for each request: the server may be closing the last connection without having said that it would.
     with requests.Session() as session:

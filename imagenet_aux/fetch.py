@@ -9,8 +9,9 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 from . import contents, sources
 from .contents import File
 from .errors import FetchError, SourceError
-from .sources import Source, Stream
+from .sources import Source
 from .staging import Staging
+from .streams import Stream
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Where the set can be had: the mirrors with their digests, or what the user named.
+"""Where the set can be had: our mirrors, or what the user named.
 
 A source yields names and bytes, whatever it is made of: an archive, a folder, or a list of single files.
 """
@@ -8,96 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Collection, Iterator, NamedTuple, Union
+from typing import Collection, Iterator
 
-from . import archive, contents
+from . import archive, contents, mirrors, streams
 from .archive import Member
 from .errors import FetchError, SourceError, StartOver
+from .streams import Stream
 
-if TYPE_CHECKING:
-    from .download import Download
-
-
-class Mirror(NamedTuple):
-    """A host of ``caffe_ilsvrc12.tar.gz``.
-
-    Attributes
-    ----------
-    address : str
-        How it is known, and shown.
-    digest : str
-        MD5 or SHA-256 of the archive that it serves, in hex; '' where none is known.
-    query : str
-        What the address needs in order to answer with the archive.
-    """
-
-    address: str
-    digest: str
-    query: str = ""
-
-
-# In the order in which they are asked.
-MIRRORS = (
-    Mirror(
-        "https://www.dropbox.com/s/92n2fyej3lzy3s3/caffe_ilsvrc12.tar.gz",
-        "ee346d67141e476df9c1a3f813552503",
-        "?dl=1",  # without it, a page about the archive
-    ),
-    Mirror(
-        "http://dl.caffe.berkeleyvision.org/caffe_ilsvrc12.tar.gz",
-        "e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491",
-    ),
-    Mirror("https://armi.in/files/caffe_ilsvrc12.tar.gz", "ee346d67141e476df9c1a3f813552503"),
-    Mirror("https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz", ""),
-)
-
-# The same files lie in the history of repositories on GitHub, under addresses that are their content.
-GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
-_GITHUB_FORK = "https://raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
-_GITHUB_FILES = {
-    "synsets.txt": f"{GITHUB}/ilsvrc_2012_synsets.txt",
-    "synset_words.txt": f"{GITHUB}/ilsvrc_2012_synset_words.txt",
-    "imagenet_mean.binaryproto": f"{GITHUB}/ilsvrc_2012_mean.binaryproto",
-    "val.txt": f"{GITHUB}/ilsvrc_2012_val.txt",
-    "test.txt": f"{GITHUB}/ilsvrc_2012_test.txt",
-    "train.txt": f"{GITHUB}/ilsvrc_2012_train.txt",
-}
-_GITHUB_EXTRAS = {
-    "det_synset_words.txt": f"{_GITHUB_FORK}/det_synset_words.txt",
-    "imagenet.bet.pickle": f"{_GITHUB_FORK}/imagenet.bet.pickle",
-}
-
-_CHUNK = 1 << 18
-_BEFORE_A_PAGE = b"\xef\xbb\xbf \t\r\n"
-_MOST_BEFORE_A_PAGE = 4096
 _DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
-
-
-class LocalFile:
-    """A file on disk, as an iterable of bytes that counts like a `Download`."""
-
-    joined = False
-
-    def __init__(self, path: str) -> None:
-        self.received = 0
-        self.size: int | None = None
-        self._path = path
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            with open(self._path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                while True:
-                    chunk = file.read(_CHUNK)
-                    if not chunk:
-                        return
-                    self.received += len(chunk)
-                    yield chunk
-        except OSError as error:
-            raise SourceError(f"cannot be read: {error.strerror}") from None
-
-
-Stream = Union["Download", LocalFile]
 
 
 class Source:
@@ -131,6 +49,11 @@ class Source:
     def members(self) -> Iterator[Member]:
         """The files of the set that it has, from the beginning.
 
+        Yields
+        ------
+        Member
+            A file's name and its bytes, to be taken before the next one is.
+
         Raises
         ------
         SourceError
@@ -140,25 +63,12 @@ class Source:
 
     def may_differ(self, error: SourceError) -> bool:
         """Whether the same source, asked again, may not meet that error."""
-        if isinstance(error, StartOver):
-            return True
-        if isinstance(error, archive.CutShort) and self.stream and self.stream.size is None:
-            return True  # a server that gives no length: a cut looks like the end
-        return isinstance(error, archive.ArchiveError) and bool(self.stream and self.stream.joined)
+        return isinstance(error, StartOver)
 
     def _read(self, location: str) -> Iterator[bytes]:
-        """The bytes of a URL or a path, unless they are those of a web page."""
-        self.stream = _open(location)
-        chunks = iter(self.stream)
-        start = b""
-        for chunk in chunks:
-            start += chunk
-            if start.strip(_BEFORE_A_PAGE) or len(start) > _MOST_BEFORE_A_PAGE:
-                break
-        if start.lstrip(_BEFORE_A_PAGE).startswith(b"<"):  # none of the files does, and no archive
-            raise SourceError("is a page of HTML or XML, not the file: the link may have expired, or want a log-in")
-        yield start
-        yield from chunks
+        """The bytes of a URL or a path."""
+        self.stream = streams.stream_of(location)
+        yield from streams.no_page(self.stream)
 
     def _read_one(self, name: str, location: str) -> Iterator[bytes]:
         """The bytes of one file, the errors with its name."""
@@ -201,6 +111,14 @@ class Archive(Source):
         if hasher:
             self._compare(hasher.hexdigest())
 
+    def may_differ(self, error: SourceError) -> bool:
+        """Whether it is the line that may have damaged the archive."""
+        if isinstance(error, archive.CutShort) and self.stream and self.stream.size is None:
+            return True  # a server that gives no length: a cut looks like the end
+        if isinstance(error, archive.ArchiveError) and self.stream and self.stream.joined:
+            return True
+        return super().may_differ(error)
+
     def _compare(self, digest: str) -> None:
         self.proved = digest == self._digest
         if self._demanded and not self.proved:
@@ -210,7 +128,7 @@ class Archive(Source):
 
 
 class Folder(Source):
-    """The set as a folder that holds the files."""
+    """The set as a folder that holds the files; its address is the path of the folder."""
 
     def members(self) -> Iterator[Member]:
         """The files of the set that stand in the folder."""
@@ -221,10 +139,12 @@ class Folder(Source):
 
 
 class SingleFiles(Source):
-    """The set as a file for each address.
+    """The set as a file for each URL.
 
     Parameters
     ----------
+    address : str
+        What stands for all of them, and is shown.
     required, extras : dict of str
         The URL of each file that it must have, and of each without which it still serves.
     """
@@ -251,6 +171,11 @@ def choose(named: str, checksum: str) -> list[Source]:
     checksum : str
         MD5 or SHA-256 that the archive must have, in hex; '' for any.
 
+    Returns
+    -------
+    list of Source
+        Never empty.
+
     Raises
     ------
     FetchError
@@ -260,7 +185,7 @@ def choose(named: str, checksum: str) -> list[Source]:
     if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
         raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
     address = named.partition("?")[0].rstrip("/")
-    if checksum and address == GITHUB:
+    if checksum and address == mirrors.GITHUB:
         raise FetchError(f"{address}: has the files one by one, and a checksum is of an archive: leave it out")
     ours = _ours(checksum)
     if named and address not in [source.address for source in ours]:
@@ -278,14 +203,16 @@ def _ours(checksum: str) -> list[Source]:
             ours=True,
             location=mirror.address + mirror.query,
         )
-        for mirror in MIRRORS
+        for mirror in mirrors.MIRRORS
     ]
-    return archives if checksum else [*archives, SingleFiles(GITHUB, _GITHUB_FILES, _GITHUB_EXTRAS)]
+    if checksum:
+        return archives
+    return [*archives, SingleFiles(mirrors.GITHUB, mirrors.GITHUB_FILES, mirrors.GITHUB_EXTRAS)]
 
 
 def _named(named: str, checksum: str) -> Source:
     """The source that the user means."""
-    if _is_http(named):
+    if streams.is_http(named):
         return Archive(_without_password(named), checksum, demanded=bool(checksum), location=named)
     path = _path(named)
     if os.path.isdir(path):
@@ -320,22 +247,3 @@ def _path(named: str) -> str:
 
 def _without_password(url: str) -> str:
     return re.sub("^([^:]*://)[^/?#]*@", r"\1", url)
-
-
-def _is_http(location: str) -> bool:
-    return location.lower().startswith(("http://", "https://"))
-
-
-def _open(location: str) -> Stream:
-    if _is_http(location):
-        try:
-            from .download import Download  # brings requests, which a local source does without
-        except ImportError as error:
-            raise FetchError(f"http needs the package requests: pip install requests ({error})") from None
-
-        return Download(location)
-    if not os.path.isfile(location):
-        raise SourceError(
-            f"{location} is no plain file" if os.path.exists(location) else f"there is no file {location}"
-        )
-    return LocalFile(location)

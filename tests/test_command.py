@@ -16,7 +16,7 @@ from command import delivered, run
 from home import ROOT, environment
 from server import Reply, Server
 
-from imagenet_aux import sources
+from imagenet_aux import mirrors
 
 ENV = environment(PYTHONPATH=str(ROOT))
 
@@ -202,7 +202,7 @@ def test_what_is_no_checksum_is_not_taken_for_none(checksum: str, tmp_path: Path
 
 
 def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: Path) -> None:
-    result = run(tmp_path, "fetch", sources.GITHUB, "--checksum", "0" * 32)
+    result = run(tmp_path, "fetch", mirrors.GITHUB, "--checksum", "0" * 32)
     assert result.returncode == 1 and "a checksum is of an archive: leave it out" in result.stderr
 
 

@@ -65,10 +65,10 @@ def _show(folder: str) -> int:
         print(f"{error.filename or folder}: cannot be read: {error.strerror}", file=sys.stderr)
         return 1
     _show_table(files, "published", "")
-    absent = [name for name in contents.FILES if name not in [file.name for file in files]]
+    absent = contents.absent(files)
     if absent:
         print(f"{folder}: not there: {', '.join(absent)}", file=sys.stderr)
-    return 0 if len(files) == len(contents.FILES) and all(file.proved for file in files) else 1
+    return 0 if not absent and all(file.proved for file in files) else 1
 
 
 def _fetch(orders: argparse.Namespace) -> int:

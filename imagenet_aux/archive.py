@@ -68,6 +68,11 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
     wanted : collection of str
         The plain names of the files to yield. Other regular files and folders are passed over.
 
+    Yields
+    ------
+    Member
+        A file's name and its bytes, to be taken before the next one is.
+
     Raises
     ------
     ArchiveError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 # SHA-256 (64 digits) or, where nothing else is known of a file, the id that git gives its bytes (40 digits).
 # Each digest is one that independent public repositories agree on.
@@ -55,6 +55,15 @@ def is_text(name: str) -> bool:
 def is_published(path: str) -> bool:
     """Whether the file at *path* is, byte for byte, the published one of its name.
 
+    Parameters
+    ----------
+    path : str
+        Ends in one of the names of `FILES`.
+
+    Returns
+    -------
+    bool
+
     Raises
     ------
     KeyError
@@ -74,12 +83,34 @@ def is_published(path: str) -> bool:
 
 
 def examine(folder: str) -> Iterator[File]:
-    """Each of the eight files that stands in *folder*, read once for its lines and once for its digest."""
+    """Each of the eight files that stands in *folder*, read once for its lines and once for its digest.
+
+    Parameters
+    ----------
+    folder : str
+        Its path.
+
+    Yields
+    ------
+    File
+        In the order of `FILES`.
+
+    Raises
+    ------
+    OSError
+        If one of them cannot be read.
+    """
     for name in FILES:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             lines = sum(chunk.count(b"\n") for chunk in _chunks(path)) if is_text(name) else None
             yield File(name, os.path.getsize(path), lines, is_published(path))
+
+
+def absent(files: Iterable[File]) -> list[str]:
+    """The names of the eight that are not among the files."""
+    there = {file.name for file in files}
+    return [name for name in FILES if name not in there]
 
 
 def hasher(algorithm: str) -> Any:

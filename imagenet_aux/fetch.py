@@ -27,15 +27,17 @@ class Outcome(NamedTuple):
     ----------
     source : str
         The URL or path that served.
-    verified : bool
-        Whether every file is proved against a digest, the archive's or its own.
     files : list of File
         Those that are there.
     """
 
     source: str
-    verified: bool
     files: list[File]
+
+    @property
+    def verified(self) -> bool:
+        """Whether every file is proved against a digest, the archive's or its own."""
+        return all(file.proved for file in self.files)
 
 
 def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
@@ -51,6 +53,10 @@ def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
         The folder. Those of the eight files that it holds are replaced together.
     watch : callable
         Called with what is being read, whenever some of it has been.
+
+    Returns
+    -------
+    Outcome
 
     Raises
     ------
@@ -78,7 +84,7 @@ def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
         accepted = _accepted(source, files)
         _warn_of(source, accepted)
         staging.publish([file.name for file in accepted])
-    return Outcome(source.address, all(file.proved for file in accepted), accepted)
+    return Outcome(source.address, accepted)
 
 
 def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | None]:
@@ -136,16 +142,16 @@ def _accepted(source: Source, files: list[File]) -> list[File]:
     if not source.ours:
         return files
     proved = [file for file in files if file.proved]
-    lacking = set(contents.FILES).difference(source.optional, [file.name for file in proved])
+    lacking = [name for name in contents.absent(proved) if name not in source.optional]
     if lacking:
-        raise SourceError(f"does not give the published {', '.join(sorted(lacking))}")
+        raise SourceError(f"does not give the published {', '.join(lacking)}")
     return proved
 
 
 def _warn_of(source: Source, files: list[File]) -> None:
     """Name those that are not the published ones, and those that are not there."""
     unproved = [file.name for file in files if not file.proved]
-    absent = [name for name in contents.FILES if name not in [file.name for file in files]]
+    absent = contents.absent(files)
     for reason, names in (("not the published file, and taken as your own", unproved), ("not to be had there", absent)):
         if names:
             _log.warning("%s: %s: %s", source.address, reason, ", ".join(names))

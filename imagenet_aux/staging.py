@@ -74,7 +74,19 @@ class Staging:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> int | None:
-        """Write a file; the number of its line feeds, None where it is not text.
+        """Write a file.
+
+        Parameters
+        ----------
+        name : str
+            One of `FILES`.
+        chunks : iterable of bytes
+            What it holds.
+
+        Returns
+        -------
+        int or None
+            The number of its line feeds; None where it is not text.
 
         Raises
         ------
@@ -99,6 +111,11 @@ class Staging:
         """Make the target hold these of the staged files, and none of the other of the eight; or leave it as it is.
 
         Each file is put in its place by one rename: whoever looks finds the old one whole or the new one whole.
+
+        Parameters
+        ----------
+        names : collection of str
+            Names of files that were written.
 
         Raises
         ------

@@ -7,10 +7,12 @@ certificates are always verified.
 from __future__ import annotations
 
 import email.utils
+import http.client
 import http.cookiejar
 import logging
 import re
 import time
+import urllib.parse
 from typing import Any, Generator, Iterator, cast
 
 import requests
@@ -35,6 +37,17 @@ NEXT_TO_NOTHING = 1 << 16
 PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What is said of a failed request: the first line whose kind the error is of, or what it was made of.
+_TROUBLES = (
+    (requests.exceptions.ProxyError, "no way to {host} through the proxy: {}"),
+    (requests.exceptions.SSLError, "no trusted connection to {host}: {}"),
+    (http.client.IncompleteRead, "the line was cut"),
+    (http.client.RemoteDisconnected, "no answer from {host}: {}"),
+    (http.client.HTTPException, "what came from {host} is not HTTP: {}"),
+    ((requests.ConnectionError, requests.Timeout), "no answer from {host}: {}"),
+    (ValueError, "the address, or one that it redirects to, cannot be asked: {}"),
+    (urllib3.exceptions.HTTPError, "the line broke: {}"),
+)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 
 
@@ -271,11 +284,25 @@ def _is_hopeless(error: Exception) -> bool:
     return isinstance(cause, urllib3.exceptions.NewConnectionError)
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause of a network error, in one line, without a password."""
+def _reason(error: Exception) -> str:
+    """What kept a request from its answer, or from the rest of it, in one line, without a password."""
+    cause = _innermost(error)
+    sentence = next(
+        (sentence for kind, sentence in _TROUBLES if isinstance(error, kind) or isinstance(cause, kind)), "{}"
+    )
+    asked = getattr(error, "request", None)  # the last request, where there were redirections
+    reason = sentence.format(
+        " ".join(str(getattr(cause, "strerror", None) or cause).split()),
+        host=urllib.parse.urlsplit(asked.url).hostname if asked is not None else "",
+    )
+    return re.sub(r"//[^/?#\s]*@", "//", reason)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error that others were made of: the system's own, where it was one of those."""
     while True:
-        inner = [cause for cause in (getattr(error, "reason", None), *error.args) if isinstance(cause, BaseException)]
-        if not inner:
-            break
-        error = inner[0]
-    return re.sub(r"//[^/?#\s]*@", "//", " ".join(f"{type(error).__name__}: {error}".split()))
+        nested = [inner for inner in (getattr(error, "reason", None), *error.args) if isinstance(inner, BaseException)]
+        behind = [inner for inner in (error.__cause__, error.__context__) if isinstance(inner, OSError)]
+        if not nested + behind:
+            return error
+        error = (nested + behind)[0]

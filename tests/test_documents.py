@@ -24,10 +24,6 @@ SAID_BY_OTHERS = [
     "cannot write …: No space left on device",
     "cannot write …: The process cannot access the file",
     "CERTIFICATE_VERIFY_FAILED",
-    "NameResolutionError",
-    "NewConnectionError",
-    "ProxyError",
-    "TimedOut",
     "Can't load artifact meta",
     "Portable CM script failed",
 ]

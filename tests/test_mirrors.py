@@ -229,8 +229,16 @@ def test_an_untrusted_certificate_means_that_nothing_is_asked(world: World, tmp_
         result = fetch(world, proxy, tmp_path, REQUESTS_CA_BUNDLE="")
     assert result.returncode == 1
     for location in (DROPBOX, ARMI, OPENMMLAB, BVLC):
-        assert re.search(rf"{re.escape(location)}: .*CERTIFICATE_VERIFY_FAILED", result.stderr)
+        reason = f"no trusted connection to {host(location)}: .*CERTIFICATE_VERIFY_FAILED"
+        assert re.search(f"{re.escape(location)}: .*{reason}", result.stderr)
     assert world.https.requests == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_cannot_be_reached_is_named_as_what_is_in_the_way(scheme: str, tmp_path: Path) -> None:
+    proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
+    result = run(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
+    assert re.search("^error: .*: no way to aux.invalid through the proxy: .*refused", result.stderr, re.MULTILINE)
 
 
 def test_a_variation_and_our_addresses_are_the_same() -> None:

@@ -19,7 +19,10 @@ from .fetch import fetch
 from .progress import Progress
 
 _EXIT_CODES = """\
-exit codes: 0 done; 1 the set could not be had, or is not the published one; 2 wrong usage; 130 or 143 interrupted"""
+exit codes: 0 done; 1 the set cannot be had, or is not the published one; 2 wrong usage; 129, 130 or 143 interrupted"""
+
+# What ends a process from outside and lets it clear away; Windows has no hang-up.
+_ENDINGS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -123,7 +126,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDINGS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what it runs in the background
             signal.signal(number, handler)
 

@@ -20,7 +20,7 @@ try:
 except ImportError:
     import zlib  # type: ignore[no-redef]
 
-MOST_ENTRIES = 1000
+_MOST_ENTRIES = 1000
 _MOST_PAX_BYTES = 1 << 16
 _MOST_GZIP_MEMBERS = 10_000
 _PIECE = 1 << 18
@@ -81,11 +81,13 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
     """
     tar = _Blocks(ahead(_inflate(chunks)))
     seen: set[str] = set()
-    for _ in range(MOST_ENTRIES):
+    for entry in itertools.count(1):
         block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
             tar.finish()
             return
+        if entry > _MOST_ENTRIES:
+            raise ArchiveError(f"holds more than {_MOST_ENTRIES} entries; the set has eight files")
         header = _header(block)
         if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             _check_pax(tar.read_padded(header.size))
@@ -100,7 +102,6 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
         for _unread in content:
             pass
         tar.read(-header.size % tarfile.BLOCKSIZE)
-    raise ArchiveError(f"holds more than {MOST_ENTRIES} entries; the set has eight files")
 
 
 class _Blocks:

@@ -593,6 +593,60 @@ def test_an_honest_oddity_is_accepted_and_its_files_come_out_byte_for_byte(what:
         assert {path.stat().st_mode & 0o7777 for path in (cell / "data").iterdir()} == {0o644}
 
 
+# Bounds
+
+
+class Bound(NamedTuple):
+    """Archives that reach a bound, and, one more than that, go beyond it."""
+
+    what: str
+    reaching: Callable[[int], Iterable[bytes]]
+    bound: int
+    reason: str
+
+
+def of_unpacked_bytes(size: int) -> Iterator[bytes]:
+    """An archive that unpacks to that size, in gzip members."""
+    many, rest = divmod(size - len(TAR), MIB)
+    yield from [gzip.compress(TAR), *[gzip.compress(bytes(MIB), 1)] * many, gzip.compress(bytes(rest))]
+
+
+def of_packed_bytes(size: int) -> Iterator[bytes]:
+    """An archive of that size, padding included."""
+    many, rest = divmod(size - len(GOOD), MIB)
+    yield from [GOOD, *[bytes(MIB)] * many, bytes(rest)]
+
+
+def of_entries(count: int) -> Iterator[bytes]:
+    yield gzip.compress(b"".join(packed(f"{n}", b"") for n in range(count - len(CONTENT))) + TAR)
+
+
+def of_gzip_members(count: int) -> Iterator[bytes]:
+    yield gzip.compress(b"") * (count - 1) + gzip.compress(TAR)
+
+
+def of_pax_bytes(size: int) -> Iterator[bytes]:
+    yield gzip.compress(packed("PaxHeader", record("comment", "x" * (size - 15)), type=b"x") + TAR)
+
+
+BOUNDS = [
+    Bound("200 MiB packed", of_packed_bytes, 200 * MIB, r"is larger than 200 MiB"),
+    Bound("200 MiB unpacked", of_unpacked_bytes, 200 * MIB, TOO_MUCH),
+    Bound("1,000 entries", of_entries, 1000, TOO_MANY),
+    Bound("10,000 gzip members", of_gzip_members, 10_000, r"has more than 10000 gzip members"),
+    Bound("a pax header of 64 KiB", of_pax_bytes, 64 << 10, r"has a header of 65537 bytes"),
+]
+
+
+@pytest.mark.parametrize("row", BOUNDS, ids=lambda row: row.what)
+def test_what_reaches_a_bound_is_taken_and_what_goes_beyond_it_is_refused(row: Bound) -> None:
+    taken = [(name, b"".join(content)) for name, content in unpacker.members(row.reaching(row.bound), standin.NAMES)]
+    assert dict(taken) == CONTENT
+    with pytest.raises(unpacker.ArchiveError, match=row.reason):
+        for _ in unpacker.members(row.reaching(row.bound + 1), standin.NAMES):
+            pass
+
+
 # Any bytes whatever
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -199,6 +200,22 @@ def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[
 def test_what_is_no_checksum_is_not_taken_for_none(checksum: str, tmp_path: Path, small: dict[str, bytes]) -> None:
     result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", checksum)
     assert result.returncode == 1 and f"(64 hex digits), not {checksum!r}" in result.stderr
+
+
+def test_where_policy_bars_old_digests_they_still_tell_files_apart(tmp_path: Path, archive: bytes, real: Path) -> None:
+    policy = tmp_path / "openssl.cnf"
+    policy.write_text("openssl_conf = a\n[a]\nalg_section = b\n[b]\ndefault_properties = fips=yes\n")
+    barred = {"OPENSSL_CONF": str(policy)}
+    without_saying_so = [sys.executable, "-c", "import hashlib; hashlib.md5()"]
+    if subprocess.run(without_saying_so, env={**ENV, **barred}, stderr=subprocess.DEVNULL).returncode == 0:
+        pytest.skip("this Python takes no such policy from OpenSSL")
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    result = run(tmp_path, "fetch", "a.tar.gz", "--checksum", hashlib.md5(archive).hexdigest(), **barred)
+    assert result.returncode == 0, result.stderr
+    result = run(tmp_path, "show", real, **barred)
+    assert result.stdout.count("yes") == 6, result.stderr
+    result = run(tmp_path, "show", "data", **barred)
+    assert result.stdout.count("no\n") == 8, "two of them are held against a SHA-1"
 
 
 def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: Path) -> None:

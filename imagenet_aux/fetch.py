@@ -73,6 +73,8 @@ def fetch(named: str, checksum: str, target: str, watch: Watch) -> Outcome:
             reasons.append(f"{source.address}: {error}")
             if source is not candidates[-1]:
                 _log.warning("%s", reasons[-1])
+    if len(candidates) > 1:
+        reasons.insert(0, "none of the sources could serve; try later, or name an archive or a folder of your own:")
     raise FetchError("\n".join(reasons))
 
 

@@ -51,10 +51,6 @@ _TROUBLES = (
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 
 
-class DownloadError(SourceError):
-    """The server cannot be reached, or will not give the file."""
-
-
 class _Passing(Exception):
     """A fault that a further request may not meet; *wait* is the pause in seconds that the server asks for."""
 
@@ -84,8 +80,8 @@ class Download:
 
     Raises
     ------
-    DownloadError
-        While iterating, when the file cannot be had: the reason of the last request.
+    SourceError
+        While iterating, when the server cannot be reached or will not give the file: the reason of the last request.
     StartOver
         While iterating, when the rest cannot be joined to what came: the file is another one by now, or the server
         only sends it whole.
@@ -128,7 +124,7 @@ class Download:
             return cast(requests.Response, next(answer))
         except Exception as error:  # requests lets many through that are not its own
             if not self._answered and _is_hopeless(error):
-                raise DownloadError(_reason(error)) from None
+                raise SourceError(_reason(error)) from None
             raise _Passing(_reason(error)) from None
 
     def _range(self) -> dict[str, str]:
@@ -155,9 +151,9 @@ class Download:
             self.size = _length(response)
             self._version = _version(response)
         else:
-            raise DownloadError(_answered(response))
+            raise SourceError(_answered(response))
         if self.size is not None and self.size > MOST_BYTES:
-            raise DownloadError(f"the server offers {self.size} bytes; more than {MOST_BYTES} cannot be right")
+            raise SourceError(f"the server offers {self.size} bytes; more than {MOST_BYTES >> 20} MiB cannot be right")
 
     def _check_joins(self, response: requests.Response) -> None:
         """Raise `StartOver` unless a partial answer goes on where the last one ended, in the same file."""
@@ -178,7 +174,7 @@ class Download:
     def _take(self, chunk: bytes) -> None:
         self.received += len(chunk)
         if self.received > MOST_BYTES:
-            raise DownloadError(f"more than {MOST_BYTES} bytes came; that cannot be right")
+            raise SourceError(f"the server sends more than {MOST_BYTES >> 20} MiB; that cannot be right")
         if self.received - self._tried_at >= NEXT_TO_NOTHING:
             self._tries, self._tried_at = 0, self.received
         self._progress_at = time.monotonic()
@@ -194,7 +190,7 @@ class Download:
         waited = time.monotonic() - self._progress_at
         if self._tries >= MOST_TRIES or waited + wait > PATIENCE_SECONDS:
             asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
-            raise DownloadError(f"{fault}{asked} (given up at request {self._tries}, {waited:.0f} s without progress)")
+            raise SourceError(f"{fault}{asked} (given up at request {self._tries}, {waited:.0f} s without progress)")
         _log.warning("%s; trying again in %.1f s", fault, wait)
         time.sleep(wait)
 

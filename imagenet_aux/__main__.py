@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ _ENDINGS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if
 def main(words: list[str] | None = None) -> int:
     """Carry out the command, and return its exit code."""
     orders = _parser().parse_args(words)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that a pipe has not
     if orders.command == "show":
         return _show(orders.folder)
     return _fetch(orders)

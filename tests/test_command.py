@@ -109,6 +109,13 @@ def test_unusable_words_exit_with_2(tmp_path: Path) -> None:
     assert run(tmp_path, "get").returncode == 2
 
 
+def test_a_folder_whose_name_cannot_be_printed_is_filled_all_the_same(tmp_path: Path, small: dict[str, bytes]) -> None:
+    folder = write_all(tmp_path / "mine", small)
+    result = run(tmp_path, "fetch", folder, "--into", "donn\xe9es", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("donn\\xe9es\n")
+
+
 def test_what_it_says_is_plain_text(tmp_path: Path, archive: bytes) -> None:
     (tmp_path / "a.tar.gz").write_bytes(archive)
     result = run(tmp_path, "fetch", "a.tar.gz")

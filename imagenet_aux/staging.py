@@ -55,7 +55,7 @@ class Staging:
             while self._lock is None:
                 self.path = os.path.join(self._parent, prefix + os.urandom(4).hex() + _SUFFIX)
                 os.mkdir(self.path, _PRIVATE)
-                self._lock = _locked(os.path.join(self.path, _LOCK), "xb")
+                self._lock = _own_lock(os.path.join(self.path, _LOCK))
         return self
 
     @contextlib.contextmanager
@@ -214,41 +214,32 @@ def _clear_abandoned(parent: str, prefix: str) -> None:
     for path in left:
         with contextlib.suppress(OSError):
             os.rmdir(path)  # its process was killed before it had a lock
-        with contextlib.suppress(OSError):
-            lock = _locked(os.path.join(path, _LOCK), "r+b")
-            if lock:
-                with lock:  # still held, lest a maker that comes to it only now takes the folder for its own
-                    shutil.rmtree(path, ignore_errors=True)
-                shutil.rmtree(path, ignore_errors=True)  # Windows removes no open file
+        with contextlib.suppress(OSError):  # it lives, or nobody can tell, where there are no locks
+            with open(os.path.join(path, _LOCK), "r+b") as lock:
+                _lock(lock.fileno())
+                shutil.rmtree(path, ignore_errors=True)  # a maker that comes to its lock only now waits, and finds out
+            shutil.rmtree(path, ignore_errors=True)  # Windows removes no open file
 
 
-def _locked(path: str, mode: str) -> IO[bytes] | None:
-    """The file, open and locked by this process; None if another one has it, or has removed its folder."""
+def _own_lock(path: str) -> IO[bytes] | None:
+    """A new file, open, and locked where the file system has locks; None if its folder has just been cleared away."""
     try:
-        file = open(path, mode)  # noqa: SIM115 - its lock lives as long as it is open
+        file = open(path, "xb")  # noqa: SIM115 - its lock lives as long as it is open
     except FileNotFoundError:
         return None
-    try:
-        _lock(file.fileno())
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return None
-    except OSError:
-        # A file system without locks: nobody can tell the living from the dead, so nothing is cleared away.
-        if "r" in mode:
-            file.close()
-            return None
-    if not os.path.exists(path):  # cleared away before it was locked
-        file.close()
-        return None
-    return file
+    with contextlib.suppress(OSError):
+        _lock(file.fileno(), wait=True)  # who came before us is clearing the folder away
+    if os.path.exists(path):
+        return file
+    file.close()
+    return None
 
 
 def _lock(descriptor: int, wait: bool = False) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 

@@ -242,6 +242,27 @@ def test_a_folder_of_a_like_name_is_not_taken_for_what_a_killed_call_left(
     assert (theirs / "lock").read_text() == "mine"
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
+def test_where_nothing_can_be_locked_the_set_is_put_in_its_place_and_nothing_is_cleared_away(
+    tmp_path: Path, server: Server, archive: bytes, small: dict[str, bytes]
+) -> None:
+    left = tmp_path / "data.01234567.imagenet-aux"
+    left.mkdir()
+    (left / "lock").touch()
+    program = """if True:
+        import fcntl, sys
+        from imagenet_aux.__main__ import main
+        def flock(file, operation):
+            raise PermissionError(13, "Permission denied")
+        fcntl.flock = flock
+        sys.exit(main(sys.argv[1:]))
+    """
+    call = [sys.executable, "-c", program, "fetch", server.serve("a.tar.gz", archive)]
+    subprocess.run(call, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), timeout=60, check=True)
+    assert delivered(tmp_path) == small
+    assert sorted(os.listdir(tmp_path)) == ["data", left.name]
+
+
 # Readers and callers at the same time
 
 

@@ -141,17 +141,18 @@ class Staging:
             for name in touched:
                 with contextlib.suppress(StagingError):
                     old = self.file(name + _OLD)
-                    self._put(old if os.path.exists(old) else None, name)
+                    self._put(old if os.path.lexists(old) else None, name)
             raise
 
     def _keep_old(self, name: str) -> None:
-        """Copy what the target holds under that name: a link would cost less, but not every file system has them."""
+        """Copy what the target holds under that name: a hard link costs less, but not every file system has them."""
         path, old = os.path.join(self.target, name), self.file(name + _OLD)
         if os.path.isdir(path):
             raise StagingError(f"cannot write {path}: there is a folder of that name")
         with _said_as_unwritable(path), contextlib.suppress(FileNotFoundError):
-            _patiently(lambda: shutil.copy2(path, old))
-            os.chmod(old, os.stat(old).st_mode | stat.S_IWRITE)  # Windows removes nothing that is read-only
+            _patiently(lambda: shutil.copy2(path, old, follow_symlinks=False))
+            if not os.path.islink(old):
+                os.chmod(old, os.stat(old).st_mode | stat.S_IWRITE)  # Windows removes nothing that is read-only
 
     def _put(self, source: str | None, name: str) -> None:
         """Have the target hold *source* under that name, or nothing."""

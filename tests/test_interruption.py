@@ -116,6 +116,8 @@ def test_a_signal_in_the_middle_of_publishing_leaves_the_old_set(
     tmp_path: Path, server: Server, archive: bytes, old: dict[str, bytes]
 ) -> None:
     run(tmp_path, "fetch", server.serve("old", standin.pack(standin.members(old))))
+    (tmp_path / "data" / "det_synset_words.txt").rename(tmp_path / "mine.txt")
+    (tmp_path / "data" / "det_synset_words.txt").symlink_to(Path("..", "mine.txt"))
     program = """if True:
         import os, signal, sys
         from imagenet_aux.__main__ import main
@@ -132,7 +134,8 @@ def test_a_signal_in_the_middle_of_publishing_leaves_the_old_set(
     result = subprocess.run(call, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE)
     assert result.returncode == 143 and result.stderr.endswith(b"error: stopped by signal 15\n")
     assert delivered(tmp_path) == old
-    assert os.listdir(tmp_path) == ["data"]
+    assert os.readlink(tmp_path / "data" / "det_synset_words.txt") == os.path.join("..", "mine.txt")
+    assert sorted(os.listdir(tmp_path)) == ["data", "mine.txt"]
 
 
 # The disk

@@ -91,46 +91,54 @@ def _deliver(source: Source, target: str, watch: Watch) -> Outcome:
 
 def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | None]:
     """Write what a source has to the staging folder; the names and their numbers of lines."""
-    starts_left = _MOST_STARTS
-
-    def staged() -> Iterator[tuple[str, int | None]]:
-        pieces = _bounded(source, watch)
-        for member in source.members():
-            try:
-                yield member.name, staging.write(member.name, pieces(member.chunks))
-            except SourceError as error:
-                if member.name not in source.optional or (starts_left and source.may_differ(error)):
-                    raise
-                _log.warning("%s: %s", source.address, error)
-
-    reason = ""
-    while starts_left:
-        starts_left -= 1
+    start = 1
+    while True:
+        is_last = start == _MOST_STARTS
         try:
-            return dict(staged())
+            return _stage_once(source, staging, watch, is_last)
         except SourceError as error:
             if not source.may_differ(error):
                 raise
-            reason = str(error)
-            _log.warning("%s: %s; starting over", source.address, reason)
-    raise SourceError(f"{reason} (given up after {_MOST_STARTS} starts)")
+            if is_last:
+                raise SourceError(f"{error} (given up after {start} starts)") from None
+            _log.warning("%s: %s; starting over", source.address, error)
+        start += 1
 
 
-def _bounded(source: Source, watch: Watch) -> Callable[[Iterable[bytes]], Iterator[bytes]]:
-    """What hands on the pieces of one file after another, watched, until they are too many for a disk to bear."""
-    total = 0
+def _stage_once(source: Source, staging: Staging, watch: Watch, is_last: bool) -> dict[str, int | None]:
+    """The same in one go. A file that need not be had ends it only while there is another start."""
+    lines = {}
+    budget = _Budget()
+    for member in source.members():
+        try:
+            lines[member.name] = staging.write(member.name, _watched(budget.spent_on(member.chunks), source, watch))
+        except SourceError as error:
+            if member.name not in source.optional or (source.may_differ(error) and not is_last):
+                raise
+            _log.warning("%s: %s", source.address, error)
+    return lines
 
-    def pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-        nonlocal total
+
+class _Budget:
+    """What all files of a set together may take on a disk."""
+
+    def __init__(self) -> None:
+        self._left = contents.MOST_BYTES
+
+    def spent_on(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces, for as long as they can be paid for."""
         for chunk in chunks:
-            total += len(chunk)
-            if total > contents.MOST_BYTES:
-                raise SourceError(f"gives more than {contents.MOST_BYTES >> 20} MiB; the set has about 62")
-            if source.stream:
-                watch(source.stream)
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise SourceError(f"gives more than {contents.MOST_BYTES >> 20} MiB; that cannot be right")
             yield chunk
 
-    return pieces
+
+def _watched(chunks: Iterable[bytes], source: Source, watch: Watch) -> Iterator[bytes]:
+    for chunk in chunks:
+        if source.stream:
+            watch(source.stream)
+        yield chunk
 
 
 def _staged_file(source: Source, path: str, lines: int | None) -> File:

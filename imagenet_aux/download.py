@@ -188,9 +188,11 @@ class Download:
         self._tries += 1
         wait = fault.wait if fault.wait is not None else 0.25 * 2**self._tries
         waited = time.monotonic() - self._progress_at
-        if self._tries >= MOST_TRIES or waited + wait > PATIENCE_SECONDS:
+        patience = PATIENCE_SECONDS if self._tries == 1 else PATIENCE_SECONDS - waited  # we may have been suspended
+        if self._tries >= MOST_TRIES or wait > patience:
             asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
-            raise SourceError(f"{fault}{asked} (given up at request {self._tries}, {waited:.0f} s without progress)")
+            tries = f"try {self._tries} of {MOST_TRIES}, {waited:.0f} s without progress"
+            raise SourceError(f"{fault}{asked} (given up at {tries})")
         _log.warning("%s; trying again in %.1f s", fault, wait)
         time.sleep(wait)
 

@@ -50,7 +50,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kill", KILLS)
-def test_after_a_kill_at_any_moment_the_old_set_stands_and_the_next_run_works(
+def test_after_a_kill_while_it_fetches_the_old_set_stands_and_the_next_run_works(
     kill: str, tmp_path: Path, server: Server, small: dict[str, bytes], old: dict[str, bytes]
 ) -> None:
     number = signal.Signals[kill]
@@ -76,6 +76,24 @@ def test_after_a_kill_at_any_moment_the_old_set_stands_and_the_next_run_works(
     assert run(tmp_path, "fetch", url).returncode == 0
     assert delivered(tmp_path) == small
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="nothing is suspended there")
+def test_what_was_suspended_for_longer_than_it_is_patient_goes_on(
+    tmp_path: Path, server: Server, archive: bytes, small: dict[str, bytes]
+) -> None:
+    url = server.serve(
+        "a.tar.gz", archive, Reply(stop_at=len(archive) // 2, then="reset", piece=4096, pause=0.1), Reply()
+    )
+    process = start(tmp_path, "fetch", url)
+    while not server.requests:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(21)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert delivered(tmp_path) == small
 
 
 def test_a_kill_under_the_engine_leaves_a_cache_that_works(

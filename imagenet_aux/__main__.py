@@ -68,7 +68,7 @@ def _show(folder: str) -> int:
     try:
         files = list(contents.examine(folder))
     except OSError as error:
-        print(f"{error.filename or folder}: cannot be read: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: cannot be read: {error.strerror}", file=sys.stderr)
         return 1
     _show_table(files, "published", "")
     absent = contents.absent(files)

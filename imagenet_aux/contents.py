@@ -122,7 +122,11 @@ def hasher(algorithm: str) -> Any:
 def _chunks(path: str) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while True:
-            chunk = file.read(_CHUNK)
+            try:
+                chunk = file.read(_CHUNK)
+            except OSError as error:
+                error.filename = path  # open names the file by itself
+                raise
             if not chunk:
                 return
             yield chunk

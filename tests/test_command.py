@@ -102,7 +102,7 @@ def test_show_says_where_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "val.txt").symlink_to("/proc/self/mem")  # a plain file that even root cannot read from the start
     result = run(tmp_path, "show", tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"{tmp_path}: cannot be read: Input/output error\n"
+    assert result.stderr == f"{tmp_path / 'val.txt'}: cannot be read: Input/output error\n"
 
 
 def test_unusable_words_exit_with_2(tmp_path: Path) -> None:

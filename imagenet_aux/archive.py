@@ -79,7 +79,8 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
         If it is no such archive, is damaged, or holds what an honest one of these files does not: links, devices,
         names that lead elsewhere or stand twice, overrides, absurd sizes or numbers.
     """
-    tar = _Blocks(ahead(_inflate(chunks)))
+    packed = _limited(_with_magic(chunks), "is larger than")
+    tar = _Blocks(ahead(_limited(_inflate(packed), "unpacks to more than")))
     seen: set[str] = set()
     for entry in itertools.count(1):
         block = tar.read(tarfile.BLOCKSIZE)
@@ -87,7 +88,7 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
             tar.finish()
             return
         if entry > _MOST_ENTRIES:
-            raise ArchiveError(f"holds more than {_MOST_ENTRIES} entries; the set has eight files")
+            raise ArchiveError(f"holds more than {_MOST_ENTRIES} entries; that cannot be right")
         header = _header(block)
         if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             _check_pax(tar.read_padded(header.size))
@@ -142,15 +143,22 @@ class _Blocks:
             pass
 
 
-def _inflate(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
+def _limited(chunks: Iterable[bytes], reason: str) -> Generator[bytes, None, None]:
+    """The same bytes, unless they are more than anything of this set has."""
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > MOST_BYTES:
+            raise ArchiveError(f"{reason} {MOST_BYTES >> 20} MiB; that cannot be right")
+        yield chunk
+
+
+def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """What a gzip file of one or more members holds, in pieces of at most 256 KiB."""
-    packed = total = 0
+    total = 0
     gzip_members = 1
     inflater = zlib.decompressobj(_GZIP)
-    for chunk in _with_magic(chunks):
-        packed += len(chunk)
-        if packed > MOST_BYTES:
-            raise ArchiveError(f"is larger than {MOST_BYTES >> 20} MiB; the set's archive has 17")
+    for chunk in chunks:
         more = True
         while more:
             if inflater.eof:
@@ -168,8 +176,6 @@ def _inflate(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
             chunk = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
             more = bool(chunk) or len(piece) == _PIECE  # a full piece: the inflater may hold back the next
             total += len(piece)
-            if total > MOST_BYTES:
-                raise ArchiveError(f"unpacks to more than {MOST_BYTES >> 20} MiB; the set has about 62")
             if piece:
                 yield piece
     if not inflater.eof:
@@ -190,7 +196,8 @@ def _with_magic(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise ArchiveError("is empty")
     if not start.startswith(_MAGIC):
         raise ArchiveError(f"is no gzip archive: it begins with {start[:16]!r}")
-    return itertools.chain([start], rest)
+    yield start
+    yield from rest
 
 
 def _header(block: bytes) -> tarfile.TarInfo:

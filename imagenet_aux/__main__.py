@@ -1,4 +1,4 @@
-"""The command: reads its orders, shows progress, says how it went."""
+"""The command: reads its arguments, shows progress, says how it went."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _EXIT_CODES = """\
 exit codes: 0 done; 1 the set cannot be had, or is not the published one; 2 wrong usage; 129, 130 or 143 interrupted"""
 
 # What ends a process from outside and lets it clear away; Windows has no hang-up.
-_ENDINGS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Carry out the command, and return its exit code."""
-    orders = _parser().parse_args(words)
+    args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that a pipe has not
-    if orders.command == "show":
-        return _show(orders.folder)
-    return _fetch(orders)
+    if args.command == "show":
+        return _show(args.folder)
+    return _fetch(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,32 +77,32 @@ def _show(folder: str) -> int:
     return 0 if not absent and all(file.proved for file in files) else 1
 
 
-def _fetch(orders: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> int:
     progress = Progress(sys.stderr)
     logging.basicConfig(stream=progress, level=logging.INFO, format="%(message)s")
-    code, report = _carry_out(orders, progress)
-    if not orders.outcome:
+    code, report = _carry_out(args, progress)
+    if not args.outcome:
         return code
     try:
-        _write_whole(orders.outcome, json.dumps(report))
+        _write_whole(args.outcome, json.dumps(report))
     except OSError as error:
-        progress.write(f"error: cannot write {orders.outcome}: {error.strerror}\n")
+        progress.write(f"error: cannot write {args.outcome}: {error.strerror}\n")
         return 1
     return 0
 
 
-def _carry_out(orders: argparse.Namespace, progress: Progress) -> tuple[int, dict[str, Any]]:
+def _carry_out(args: argparse.Namespace, progress: Progress) -> tuple[int, dict[str, Any]]:
     """Fetch, and say how it went; the exit code, and the same for a program."""
     try:
         _on_signals(_stop)
-        outcome = fetch(orders.source, orders.checksum, orders.into, progress)
+        outcome = fetch(args.source, args.checksum, args.into, progress)
         _on_signals(signal.SIG_IGN)  # it is done, and said in a moment
     except (FetchError, OSError) as error:
         return 1, _say_failed(str(error), progress)
     except _Stopped as stop:
         return 128 + stop.number, _say_failed(f"stopped by signal {stop.number}", progress)
     progress.clear()
-    _show_table(outcome.files, "verified", f"in {os.path.abspath(orders.into)}\n")
+    _show_table(outcome.files, "verified", f"in {os.path.abspath(args.into)}\n")
     return 0, {
         "source": outcome.source,
         "verified": outcome.verified,
@@ -129,7 +129,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _on_signals(handler: Any) -> None:
-    for number in _ENDINGS:
+    for number in _STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for what it runs in the background
             signal.signal(number, handler)
 

@@ -11,18 +11,18 @@ import re
 import tarfile
 from typing import Collection, Generator, Iterable, Iterator, NamedTuple
 
-from .ahead import ahead
-from .contents import MOST_BYTES
+from .contents import MAX_BYTES
 from .errors import SourceError
+from .prefetch import prefetch
 
 try:
     from isal import isal_zlib as zlib  # the same interface, about three times as fast
 except ImportError:
     import zlib  # type: ignore[no-redef]
 
-_MOST_ENTRIES = 1000
-_MOST_PAX_BYTES = 1 << 16
-_MOST_GZIP_MEMBERS = 10_000
+_MAX_ENTRIES = 1000
+_MAX_PAX_BYTES = 1 << 16
+_MAX_GZIP_MEMBERS = 10_000
 _PIECE = 1 << 18
 
 _GZIP = 16 + zlib.MAX_WBITS  # has zlib check the header, the CRC and the length of each gzip member
@@ -80,15 +80,15 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member
         names that lead elsewhere or stand twice, overrides, absurd sizes or numbers.
     """
     packed = _limited(_with_magic(chunks), "is larger than")
-    tar = _Blocks(ahead(_limited(_inflate(packed), "unpacks to more than")))
+    tar = _Blocks(prefetch(_limited(_inflate(packed), "unpacks to more than")))
     seen: set[str] = set()
     for entry in itertools.count(1):
         block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
             tar.finish()
             return
-        if entry > _MOST_ENTRIES:
-            raise ArchiveError(f"holds more than {_MOST_ENTRIES} entries; that cannot be right")
+        if entry > _MAX_ENTRIES:
+            raise ArchiveError(f"holds more than {_MAX_ENTRIES} entries; that cannot be right")
         header = _header(block)
         if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             _check_pax(tar.read_padded(header.size))
@@ -131,7 +131,7 @@ class _Blocks:
 
     def read_padded(self, count: int) -> bytes:
         """The next *count* bytes of a bounded header, without the padding that follows them."""
-        if count > _MOST_PAX_BYTES:
+        if count > _MAX_PAX_BYTES:
             raise ArchiveError(f"has a header of {count} bytes")
         content = self.read(count)
         self.read(-count % tarfile.BLOCKSIZE)
@@ -148,8 +148,8 @@ def _limited(chunks: Iterable[bytes], reason: str) -> Generator[bytes, None, Non
     total = 0
     for chunk in chunks:
         total += len(chunk)
-        if total > MOST_BYTES:
-            raise ArchiveError(f"{reason} {MOST_BYTES >> 20} MiB; that cannot be right")
+        if total > MAX_BYTES:
+            raise ArchiveError(f"{reason} {MAX_BYTES >> 20} MiB; that cannot be right")
         yield chunk
 
 
@@ -166,8 +166,8 @@ def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 if not chunk:
                     break
                 gzip_members += 1
-                if gzip_members > _MOST_GZIP_MEMBERS:
-                    raise ArchiveError(f"has more than {_MOST_GZIP_MEMBERS} gzip members")
+                if gzip_members > _MAX_GZIP_MEMBERS:
+                    raise ArchiveError(f"has more than {_MAX_GZIP_MEMBERS} gzip members")
                 inflater = zlib.decompressobj(_GZIP)
             try:
                 piece = inflater.decompress(chunk, _PIECE)
@@ -205,7 +205,7 @@ def _header(block: bytes) -> tarfile.TarInfo:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError) as error:
         raise ArchiveError(f"holds no tar, or a damaged one: {error}") from None
-    if not 0 <= header.size <= MOST_BYTES:
+    if not 0 <= header.size <= MAX_BYTES:
         raise ArchiveError(f"has an entry {header.name!r} of {header.size} bytes")
     return header
 

@@ -21,7 +21,7 @@ FILES: dict[str, str] = {
 }
 
 # What any source of them may cost, in bytes on the line, unpacked, or on the disk: about three times what they take.
-MOST_BYTES = 200 << 20
+MAX_BYTES = 200 << 20
 
 _CHUNK = 1 << 20
 

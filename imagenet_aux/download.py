@@ -18,9 +18,9 @@ from typing import Any, Generator, Iterator, cast
 import requests
 import urllib3.exceptions
 
-from .ahead import TimedOut, ahead
-from .contents import MOST_BYTES
+from .contents import MAX_BYTES
 from .errors import SourceError, StartOver
+from .prefetch import TimedOut, prefetch
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +30,15 @@ _CHUNK = 1 << 18
 CONNECT_SECONDS = 5.0  # for each address of a host, of which some have eight
 ANSWER_SECONDS = 20.0  # from looking up the name to the end of the headers, redirections included
 STALL_SECONDS = 15.0
-LEAST_BYTES = 4096  # in STALL_SECONDS of waiting: less is a stall, however regularly it drips
-MOST_REDIRECTS = 20
-MOST_TRIES = 5  # requests in a row that bring next to nothing new
+MIN_BYTES = 4096  # in STALL_SECONDS of waiting: less is a stall, however regularly it drips
+MAX_REDIRECTS = 20
+MAX_TRIES = 5  # requests in a row that bring next to nothing new
 NEXT_TO_NOTHING = 1 << 16
 PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
 
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 # What is said of a failed request: the first line whose kind the error is of, or what it was made of.
-_TROUBLES = (
+_ERROR_TEXTS = (
     (requests.exceptions.ProxyError, "no way to {host} through the proxy: {}"),
     (requests.exceptions.SSLError, "no trusted connection to {host}: {}"),
     (http.client.IncompleteRead, "the line was cut"),
@@ -51,7 +51,7 @@ _TROUBLES = (
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
 
 
-class _Passing(Exception):
+class _TransientError(Exception):
     """A fault that a further request may not meet; *wait* is the pause in seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -106,13 +106,13 @@ class Download:
                     yield chunk
                 self._check_whole()
                 return
-            except _Passing as fault:
+            except _TransientError as fault:
                 self._wait_for_another_try(fault)
 
     def _ask(self) -> Iterator[bytes]:
         """Request the bytes that are still to come."""
         # In a thread: what a server sends in front of a body, drop by drop or without end, keeps requests for ever.
-        answer = ahead(_exchange(self.url, self._range()), ANSWER_SECONDS, STALL_SECONDS)
+        answer = prefetch(_exchange(self.url, self._range()), ANSWER_SECONDS, STALL_SECONDS)
         try:
             self._read_head(self._head(answer))
             yield from _body(answer)
@@ -125,7 +125,7 @@ class Download:
         except Exception as error:  # requests lets many through that are not its own
             if not self._answered and _is_hopeless(error):
                 raise SourceError(_reason(error)) from None
-            raise _Passing(_reason(error)) from None
+            raise _TransientError(_reason(error)) from None
 
     def _range(self) -> dict[str, str]:
         if not self.received:
@@ -141,8 +141,8 @@ class Download:
         """Take from an answer what it says of the file, or raise what it says of the request."""
         status = response.status_code
         self._answered = True
-        if status in _PASSING:
-            raise _Passing(_answered(response), _retry_after(response))
+        if status in _RETRYABLE:
+            raise _TransientError(_answered(response), _retry_after(response))
         if self.received and status in (200, 416):
             raise StartOver(f"the rest could not be had: {_answered(response)}")
         if self.received and status == 206:
@@ -152,8 +152,8 @@ class Download:
             self._version = _version(response)
         else:
             raise SourceError(_answered(response))
-        if self.size is not None and self.size > MOST_BYTES:
-            raise SourceError(f"the server offers {self.size} bytes; more than {MOST_BYTES >> 20} MiB cannot be right")
+        if self.size is not None and self.size > MAX_BYTES:
+            raise SourceError(f"the server offers {self.size} bytes; more than {MAX_BYTES >> 20} MiB cannot be right")
 
     def _check_joins(self, response: requests.Response) -> None:
         """Raise `StartOver` unless a partial answer goes on where the last one ended, in the same file."""
@@ -173,25 +173,25 @@ class Download:
 
     def _take(self, chunk: bytes) -> None:
         self.received += len(chunk)
-        if self.received > MOST_BYTES:
-            raise SourceError(f"the server sends more than {MOST_BYTES >> 20} MiB; that cannot be right")
+        if self.received > MAX_BYTES:
+            raise SourceError(f"the server sends more than {MAX_BYTES >> 20} MiB; that cannot be right")
         if self.received - self._tried_at >= NEXT_TO_NOTHING:
             self._tries, self._tried_at = 0, self.received
         self._progress_at = time.monotonic()
 
     def _check_whole(self) -> None:
         if self.size is not None and self.received != self.size:
-            raise _Passing(f"the line was cut after {self.received} of {self.size} bytes")
+            raise _TransientError(f"the line was cut after {self.received} of {self.size} bytes")
 
-    def _wait_for_another_try(self, fault: _Passing) -> None:
+    def _wait_for_another_try(self, fault: _TransientError) -> None:
         """Pause before the next request, or give up with the fault as the reason."""
         self._tries += 1
         wait = fault.wait if fault.wait is not None else 0.25 * 2**self._tries
         waited = time.monotonic() - self._progress_at
         patience = PATIENCE_SECONDS if self._tries == 1 else PATIENCE_SECONDS - waited  # we may have been suspended
-        if self._tries >= MOST_TRIES or wait > patience:
+        if self._tries >= MAX_TRIES or wait > patience:
             asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
-            tries = f"try {self._tries} of {MOST_TRIES}, {waited:.0f} s without progress"
+            tries = f"try {self._tries} of {MAX_TRIES}, {waited:.0f} s without progress"
             raise SourceError(f"{fault}{asked} (given up at {tries})")
         _log.warning("%s; trying again in %.1f s", fault, wait)
         time.sleep(wait)
@@ -201,7 +201,7 @@ def _exchange(url: str, headers: dict[str, str]) -> Generator[Any, None, None]:
     """The answer to one request, behind its redirections, then its body in pieces, undecoded, as they arrive."""
     # A session for each request: the server may be closing the last connection without having said that it would.
     with requests.Session() as session:
-        session.max_redirects = MOST_REDIRECTS
+        session.max_redirects = MAX_REDIRECTS
         session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # nobody here wants any
         session.hooks["response"].append(_drop_body_of_redirect)
         # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it lies there.
@@ -224,21 +224,21 @@ def _drop_body_of_redirect(response: requests.Response, **_: object) -> None:
 
 
 def _body(answer: Iterator[Any]) -> Iterator[bytes]:
-    """What follows the head of an answer; raises `_Passing` when the line breaks or stalls."""
+    """What follows the head of an answer; raises `_TransientError` when the line breaks or stalls."""
     waited, came = 0.0, 0
     while True:
         before = time.monotonic()
         try:
             chunk = next(answer, None)
         except (TimedOut, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Passing(_reason(error)) from None
+            raise _TransientError(_reason(error)) from None
         if chunk is None:
             return
         waited, came = waited + time.monotonic() - before, came + len(chunk)
-        if came >= LEAST_BYTES:
+        if came >= MIN_BYTES:
             waited, came = 0.0, 0
         elif waited > STALL_SECONDS:
-            raise _Passing(f"the line stalled: {came} bytes in {waited:.0f} s")
+            raise _TransientError(f"the line stalled: {came} bytes in {waited:.0f} s")
         yield chunk
 
 
@@ -286,7 +286,7 @@ def _reason(error: Exception) -> str:
     """What kept a request from its answer, or from the rest of it, in one line, without a password."""
     cause = _innermost(error)
     sentence = next(
-        (sentence for kind, sentence in _TROUBLES if isinstance(error, kind) or isinstance(cause, kind)), "{}"
+        (sentence for kind, sentence in _ERROR_TEXTS if isinstance(error, kind) or isinstance(cause, kind)), "{}"
     )
     asked = getattr(error, "request", None)  # the last request, where there were redirections
     reason = sentence.format(

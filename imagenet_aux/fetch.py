@@ -15,7 +15,7 @@ from .streams import Stream
 
 _log = logging.getLogger(__name__)
 
-_MOST_STARTS = 5
+_MAX_STARTS = 5
 
 Watch = Callable[[Stream], None]
 
@@ -93,7 +93,7 @@ def _stage(source: Source, staging: Staging, watch: Watch) -> dict[str, int | No
     """Write what a source has to the staging folder; the names and their numbers of lines."""
     start = 1
     while True:
-        is_last = start == _MOST_STARTS
+        is_last = start == _MAX_STARTS
         try:
             return _stage_once(source, staging, watch, is_last)
         except SourceError as error:
@@ -123,14 +123,14 @@ class _Budget:
     """What all files of a set together may take on a disk."""
 
     def __init__(self) -> None:
-        self._left = contents.MOST_BYTES
+        self._left = contents.MAX_BYTES
 
     def spent_on(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The same pieces, for as long as they can be paid for."""
         for chunk in chunks:
             self._left -= len(chunk)
             if self._left < 0:
-                raise SourceError(f"gives more than {contents.MOST_BYTES >> 20} MiB; that cannot be right")
+                raise SourceError(f"gives more than {contents.MAX_BYTES >> 20} MiB; that cannot be right")
             yield chunk
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18
 _BEFORE_A_PAGE = b"\xef\xbb\xbf \t\r\n"
-_MOST_BEFORE_A_PAGE = 4096
+_MAX_BEFORE_A_PAGE = 4096
 
 
 class LocalFile:
@@ -89,7 +89,7 @@ def no_page(stream: Iterable[bytes]) -> Iterator[bytes]:
     start = b""
     for chunk in chunks:
         start += chunk
-        if start.strip(_BEFORE_A_PAGE) or len(start) > _MOST_BEFORE_A_PAGE:
+        if start.strip(_BEFORE_A_PAGE) or len(start) > _MAX_BEFORE_A_PAGE:
             break
     if start.lstrip(_BEFORE_A_PAGE).startswith(b"<"):
         raise SourceError("is a page of HTML or XML, not the file: the link may have expired, or want a log-in")

@@ -10,7 +10,7 @@ import time
 from typing import Generator, TypeVar
 
 _DEPTH = 8
-_SPELL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class TimedOut(Exception):
     """The next item did not come in time."""
 
 
-def ahead(
+def prefetch(
     items: Generator[T, None, None], first_seconds: float | None = None, next_seconds: float | None = None
 ) -> Generator[T, None, None]:
     """The same items, taken by a thread of its own that runs a few of them ahead.
@@ -71,7 +71,7 @@ def ahead(
         abandoned.set()
         while not taken.empty():  # a thread that waits for room goes on, and ends
             taken.get_nowait()
-        thread.join(_SPELL_SECONDS)  # it closes what it has open, unless it is kept waiting
+        thread.join(_POLL_SECONDS)  # it closes what it has open, unless it is kept waiting
 
 
 def _next(taken: queue.Queue[T], seconds: float | None) -> T:
@@ -79,7 +79,7 @@ def _next(taken: queue.Queue[T], seconds: float | None) -> T:
     until = math.inf if seconds is None else time.monotonic() + seconds
     while True:
         try:
-            return taken.get(timeout=_SPELL_SECONDS)
+            return taken.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             if time.monotonic() >= until:
                 raise TimedOut(f"nothing came in {seconds:.0f} s") from None

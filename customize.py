@@ -12,11 +12,12 @@ _CHECKSUM = "IMAGENET_AUX_CHECKSUM"
 _OUTCOME = "CM_IMAGENET_AUX_OUTCOME"
 
 # What the engine's `export KEY="VALUE"` would not hand over as it is, and a shell would act on.
-_SHELL_TEXT = re.compile(r'["$`\x00-\x1f\x7f\ud800-\udfff]')
-_SHELL_CHARACTERS = "quotes, dollar signs, backticks and control characters"
-if os.name != "nt":  # where a backslash only parts the names in a path
-    _SHELL_TEXT = re.compile(r'["$`\\\x00-\x1f\x7f\ud800-\udfff]')
-    _SHELL_CHARACTERS = "quotes, dollar signs, backticks, backslashes and control characters"
+_SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows a backslash only parts the names in a path
+_SHELL_TEXT = re.compile(rf"[{re.escape(_SHELL_CHARACTERS)}\x00-\x1f\x7f\ud800-\udfff]")
+_ADVICE = {
+    "url": "rename the file or folder, or percent-encode the web address",
+    "checksum": "give the hex digits alone",
+}
 
 
 def preprocess(i):
@@ -40,13 +41,10 @@ def preprocess(i):
     checksum = call.get("checksum") or _given(env, _CHECKSUM)
     # What stands in `env` the engine writes into its script, used or not; the folder of the call becomes a part of the
     # source, and dependents are given that.
-    for wanted, value in (("a source", written), ("a source", named), ("a source", source), ("a checksum", checksum)):
-        if not isinstance(value, str) or _SHELL_TEXT.search(_decoded(value)):
-            return {
-                "return": 1,
-                "error": f"{wanted} must be text without {_SHELL_CHARACTERS}, which a shell would act on, and is "
-                f"{_without_password(value)!r}: rename the file or folder, or percent-encode the web address",
-            }
+    for name, value in (("url", written), ("url", named), ("url", source), ("checksum", checksum)):
+        reason = _unfit(name, value)
+        if reason:
+            return {"return": 1, "error": reason}
     # Not through `env`: the engine writes that into a script, which callers at the same time share, and in which
     # Windows' cmd acts on percent signs.
     os.environ.update(
@@ -106,6 +104,18 @@ def path_key(name):
     return os.path.splitext(name)[0].replace(".", "_").upper() + "_PATH"
 
 
+def _unfit(name, value):
+    """Why the value of an input cannot be handed over, '' where it can."""
+    if not isinstance(value, str):
+        return f"{name} must be text, and is {value!r}: say --{name}=..."
+    if _SHELL_TEXT.search(_decoded(value)):
+        return (
+            f"{name} must be text without {' '.join(_SHELL_CHARACTERS)} and control characters, which a shell would "
+            f"act on, and is {_without_password(value)!r}: {_ADVICE[name]}"
+        )
+    return ""
+
+
 def _given(env, key):
     """What an engine says under this key of its own, '' where there is none."""
     return next((env[engine + key] for engine in _ENGINES if env.get(engine + key)), "")
@@ -135,7 +145,7 @@ def _decoded(source):
 
 
 def _without_password(value):
-    return re.sub("//[^/?#]*@", "//", value) if isinstance(value, str) else value
+    return re.sub("//[^/?#]*@", "//", value)
 
 
 def _absolute(source, folder):

@@ -191,8 +191,9 @@ class Download:
         patience = PATIENCE_SECONDS if self._tries == 1 else PATIENCE_SECONDS - waited  # we may have been suspended
         if self._tries >= MAX_TRIES or wait > patience:
             asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
-            tries = f"try {self._tries} of {MAX_TRIES}, {waited:.0f} s without progress"
-            raise SourceError(f"{fault}{asked} (given up at {tries})")
+            raise SourceError(
+                f"{fault}{asked} (given up at try {self._tries} of {MAX_TRIES}, {waited:.0f} s without progress)"
+            )
         _log.warning("%s; trying again in %.1f s", fault, wait)
         time.sleep(wait)
 

@@ -2,7 +2,7 @@
 
 
 class FetchError(Exception):
-    """The set cannot be delivered; the text says what was wanted, what came and what to do."""
+    """The set cannot be delivered; the text is for the person who called."""
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(text))

@@ -162,6 +162,6 @@ def _warn_of(source: Source, files: list[File]) -> None:
     """Name those that are not the published ones, and those that are not there."""
     unproved = [file.name for file in files if not file.proved]
     absent = contents.absent(files)
-    for reason, names in (("not the published file, and taken as your own", unproved), ("not to be had there", absent)):
+    for reason, names in (("not the published file, kept as your own", unproved), ("delivered without", absent)):
         if names:
             _log.warning("%s: %s: %s", source.address, reason, ", ".join(names))

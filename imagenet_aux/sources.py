@@ -124,7 +124,7 @@ class Archive(Source):
         if self._demanded and not self.proved:
             name = _DIGEST_NAMES[len(digest)]
             kind = StartOver if self.stream and self.stream.joined else SourceError
-            raise kind(f"its {name} should be {self._digest}, and is {digest}: one of the two is the wrong one")
+            raise kind(f"its {name} should be {self._digest}, and is {digest}: check it, or fetch the archive again")
 
 
 class Folder(Source):
@@ -242,7 +242,7 @@ def _path(named: str) -> str:
     try:
         return os.path.abspath(url2pathname("/" + path))
     except OSError as error:  # Windows' own, for a drive that is none
-        raise FetchError(f"{named}: this is no URL of a file: {error}") from None
+        raise FetchError(f"{named}: cannot be read as a file URL, as file:///C:/path can: {error}") from None
 
 
 def _without_password(url: str) -> str:

@@ -67,7 +67,7 @@ def stream_of(location: str) -> Stream:
         return Download(location)
     if not os.path.isfile(location):
         raise SourceError(
-            f"{location} is no plain file" if os.path.exists(location) else f"there is no file {location}"
+            "is a folder or a device, not a file" if os.path.exists(location) else "there is no such file"
         )
     return LocalFile(location)
 

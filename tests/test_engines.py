@@ -163,7 +163,7 @@ def test_mlc_names_the_wrong_checksum(mlc: Mlc, server: Server, archive: bytes) 
     url = server.serve("a.tar.gz", archive)
     error = mlc.access(url=url, checksum="0" * 32)["error"]
     assert error.endswith(
-        f"{url}: its MD5 should be {'0' * 32}, and is {md5(archive)}: one of the two is the wrong one"
+        f"{url}: its MD5 should be {'0' * 32}, and is {md5(archive)}: check it, or fetch the archive again"
     )
     assert not list(mlc.repos.glob("local/cache/*/data"))
 

@@ -197,7 +197,7 @@ def test_the_two_files_of_the_other_repository_may_be_missing(
         result = fetch(world, proxy, tmp_path, f"https://{BVLC}")
     assert result.returncode == 0
     assert delivered(tmp_path) == {name: data for name, data in small.items() if name not in extras}
-    assert "not to be had there: det_synset_words.txt, imagenet.bet.pickle" in result.stderr
+    assert "delivered without: det_synset_words.txt, imagenet.bet.pickle" in result.stderr
 
 
 @pytest.mark.parametrize(

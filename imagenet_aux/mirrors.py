@@ -23,6 +23,8 @@ class Mirror(NamedTuple):
     query: str = ""
 
 
+# The MD5 is that in MLCommons' own script of this uid. The SHA-256 is that in OpenEmbedded's recipes for Caffe, beside
+# the MD5 that MLCommons has for the same address.
 MIRRORS = (
     Mirror(
         "https://www.dropbox.com/s/92n2fyej3lzy3s3/caffe_ilsvrc12.tar.gz",

@@ -85,8 +85,10 @@ def describe(received: int, size: int | None, seconds: float) -> str:
 
     Parameters
     ----------
-    received, size : int
-        Bytes so far, and in all; None where that is not known.
+    received : int
+        Bytes so far.
+    size : int or None
+        Bytes in all; None where that is not known.
     seconds : float
         Since the transfer began.
     """

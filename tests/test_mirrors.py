@@ -96,10 +96,10 @@ def fetch(world: World, proxy: Proxy, folder: Path, *words: str, **env: str) -> 
     "up", list(itertools.product([True, False], repeat=5)), ids=lambda up: "".join("-+"[u] for u in up)
 )
 def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are_shown(
-    up: tuple,
+    up: tuple[bool, ...],
     world: World,
     tmp_path: Path,
-    small: dict[str, bytes],  # type: ignore[type-arg]
+    small: dict[str, bytes],
 ) -> None:
     down = [host(location) for location, is_up in zip(CHAIN, up) if not is_up]
     with Proxy(world.http.port, world.https.port, down) as proxy:
@@ -214,10 +214,10 @@ def test_the_two_files_of_the_other_repository_may_be_missing(
     ids=["cut", "reset", "503", "chunked", "no length", "cut without ranges", "resumed in the wrong place"],
 )
 def test_single_files_outlive_a_bad_line_too(
-    replies: tuple,
+    replies: tuple[Reply, ...],
     world: World,
     tmp_path: Path,
-    small: dict[str, bytes],  # type: ignore[type-arg]
+    small: dict[str, bytes],
 ) -> None:
     world.https.serve(path(ON_GITHUB["train.txt"]), small["train.txt"], *replies)
     with Proxy(world.http.port, world.https.port) as proxy:
@@ -245,5 +245,5 @@ def test_a_proxy_that_cannot_be_reached_is_named_as_what_is_in_the_way(scheme: s
 
 def test_a_variation_and_our_addresses_are_the_same() -> None:
     variations = json.loads((ROOT / "_cm.json").read_text())["variations"]
-    named = {v["env"]["CM_WGET_URL"].partition("://")[2] for name, v in variations.items() if name.startswith("from.")}
-    assert named == {DROPBOX, BERKELEY, ARMI, BVLC}
+    named = {v["env"]["CM_WGET_URL"] for name, v in variations.items() if name.startswith("from.")}
+    assert named == {f"https://{DROPBOX}", f"http://{BERKELEY}", f"https://{ARMI}", f"https://{BVLC}"}

@@ -52,7 +52,7 @@ def write(path: Path, data: bytes) -> Path:
     ],
     ids=" ".join,
 )
-def test_it_answers_to_each_of_its_names(words: tuple, home: Home, server: Server, archive: bytes) -> None:  # type: ignore[type-arg]
+def test_it_answers_to_each_of_its_names(words: tuple[str, ...], home: Home, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     result = home.call(*words, f"--url={url}")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -232,7 +232,6 @@ def test_what_the_user_said_outlives_the_script_that_the_engine_writes_on_window
     assert loaded(ROOT / "customize.py").preprocess({"env": env, "input": {"url": source}}) == {"return": 0}
     handed = {key: value for key, value in os.environ.items() if before.get(key) != value}
     handed["CM_IMAGENET_AUX_PYTHON"] = cmd.name(cmd.python())
-    env.pop("CM_IMAGENET_AUX_PYTHON", None)
     lines = ["@echo off", "", *engines_script(env), "\n", f'call "{cmd.name(script)}\\run.bat"', ""]
     (folder / "tmp-run.bat").write_text("\n".join(lines), encoding="utf-8")
     result = cmd.call(folder, folder / "tmp-run.bat", **handed)

@@ -274,7 +274,8 @@ def measure(folder: Path, pairs: int, picture: Path | None) -> None:
     print(f"| call | s | against | s | ratio |\n|---|---|---|---|---|\n{''.join(map(line, rows))}", end="")
     upstream = bench.upstream(fast, archive)
     if upstream:
-        print(f"| loopback, once | {cold(fast, known)():.2f} | the chain that cmx4mlops has | {upstream:.2f} | |")
+        once = cold(fast, known)()
+        print(f"| loopback, once | {once:.2f} | the chain that cmx4mlops has for the same tags | {upstream:.2f} | |")
     memory = peak_memory(bench.home(), "fetch", fast, known)
     print(f"\nPeak memory of the fetcher: {memory:.0f} MiB.")
     if picture:

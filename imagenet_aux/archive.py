@@ -215,7 +215,7 @@ def _check_pax(records: bytes) -> None:
     position = 0
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
-        if not record or int(record[1]) < len(record[0]):
+        if not record or int(record[1]) <= len(record[0]):  # a line feed ends it
             raise ArchiveError("has a pax header that cannot be read")
         if _PAX_OVERRIDES.fullmatch(record[2]):
             raise ArchiveError(f"has a pax header that overrides {record[2].decode(errors='backslashreplace')}")

@@ -252,6 +252,7 @@ HOSTILE = [
     unreadable("of length 0", b"0 path=x\n"),
     unreadable("that is too short for its key", b"4 path=x\n"),
     unreadable("that is longer than it is", b"99 mtime=1\n"),
+    unreadable("without an end", b"8 mtime="),
     unreadable("of negative length", b"-9 path=x\n"),
     unreadable("of absurd length", b"9" * 5000 + b" path=x\n"),
     unreadable("without a key", b"5 =x\n"),
@@ -324,12 +325,13 @@ class Damaged(NamedTuple):
 GOOD = gzip.compress(honest() + END, mtime=0)
 DAMAGED = [
     Damaged("nothing", b"", r"is empty"),
-    Damaged("garbage", b"garbage" * 99, r"is no gzip archive: it begins with b'garbage"),
+    Damaged("garbage", b"garbage" * 99, r"is no gzip archive: it begins with b'garbagegarbagega'\n"),
     Damaged("a plain tar", honest() + END, r"is no gzip archive: it begins with b'val\.txt"),
     Damaged("a gzip that holds no tar", gzip.compress(b"no tar\n" * 999), r"holds no tar"),
     Damaged("a gzip of nothing", gzip.compress(b""), r"holds no tar"),
-    Damaged("a gzip of a line", gzip.compress(b"no tar\n"), r"holds no tar"),
+    Damaged("a gzip of a line", gzip.compress(b"no tar\n"), r"holds no tar: it unpacks to 7 bytes"),
     Damaged("a gzip of zeros", gzip.compress(bytes(10240)), r"holds none of the eight files"),
+    Damaged("a gzip of a block of zeros", gzip.compress(bytes(512)), r"holds none of the eight files"),
     Damaged("a tar without its end", gzip.compress(honest()), r"is cut short: its bytes end in the middle of the tar"),
     Damaged("a tar with half its end", gzip.compress(honest() + END[:511]), r"is cut short"),
     Damaged("a missing trailer", GOOD[:-8], r"is cut short: its bytes end before the gzip trailer"),

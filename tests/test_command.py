@@ -198,6 +198,16 @@ def test_a_quoted_folder_that_ends_in_a_backslash_is_that_folder(tmp_path: Path,
     assert delivered(tmp_path) == small
 
 
+def test_a_folder_of_files_that_are_too_large_together_is_refused(tmp_path: Path) -> None:
+    folder = write_all(tmp_path / "mine", {"train.txt": b"", "val.txt": b""})
+    for path in folder.iterdir():
+        os.truncate(path, 101 << 20)  # a hole, which takes no room
+    result = run(tmp_path, "fetch", folder)
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"error: {folder}: gives more than 200 MiB; that cannot be right\n")
+    assert os.listdir(tmp_path) == ["mine"]
+
+
 def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, small: dict[str, bytes]) -> None:
     result = run(tmp_path, "fetch", write_all(tmp_path / "mine", small), "--checksum", "0" * 32)
     assert result.returncode == 1 and "a checksum is of an archive" in result.stderr

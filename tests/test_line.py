@@ -185,6 +185,14 @@ def test_what_can_be_saved_ends_in_the_whole_set(fault: Saved, server: Server, t
     assert fault.seconds[0] <= took <= fault.seconds[1]
 
 
+def test_what_drips_until_it_stalls_is_resumed(server: Server, tmp_path: Path) -> None:
+    url = server.serve("a.tar.gz", ARCHIVE, Reply(piece=10, pause=0.1), GOOD)
+    result = run(tmp_path, "fetch", url)
+    assert delivered(tmp_path) == FILES, result.stderr
+    begun, resumed = asked_from(server, "a.tar.gz")
+    assert begun == 0 < resumed < 4096
+
+
 @pytest.mark.parametrize("names", [{"etag": '"1"'}, {"etag": 'W/"1"'}, {"etag": "", "headers": {"Last-Modified": "1"}}])
 def test_the_rest_of_another_version_is_not_joined_even_where_it_fits(
     names: dict[str, Any], server: Server, tmp_path: Path

@@ -279,6 +279,12 @@ def test_shell_text_in_the_folder_of_the_call_is_refused_before_any_shell_sees_i
     assert not list(home.path.rglob("pwned"))
 
 
+@pytest.mark.parametrize("name", ["url", "checksum"])
+def test_an_input_without_a_value_is_refused_with_what_to_say(name: str, home: Home) -> None:
+    answer = home.access(tags=TAGS, **{name: True})
+    assert answer["return"] > 0 and answer["error"] == f"{name} must be text, and is True: say --{name}=..."
+
+
 def test_a_password_in_what_is_refused_is_not_shown(home: Home) -> None:
     answer = home.access(tags=TAGS, url="http://me:sec$ret@127.0.0.1:1/a")
     assert answer["return"] > 0 and "http://127.0.0.1:1/a" in answer["error"] and "ret@" not in answer["error"]

@@ -54,6 +54,8 @@ def test_after_a_kill_while_it_fetches_the_old_set_stands_and_the_next_run_works
     kill: str, tmp_path: Path, server: Server, small: dict[str, bytes], old: dict[str, bytes]
 ) -> None:
     number = signal.Signals[kill]
+    if signal.getsignal(number) == signal.SIG_IGN:  # under nohup, or in the background; callers would inherit it
+        signal.signal(number, signal.SIG_DFL)
     archive = standin.pack(standin.members(small))
     server.serve("old", standin.pack(standin.members(old)))
     run(tmp_path, "fetch", f"{server.url}/old")

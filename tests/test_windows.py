@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -72,6 +73,17 @@ class Cmd:
             self._env = {**ENV, **no_more_than_wine, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
             subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # makes that Windows
 
+    @contextlib.contextmanager
+    def staying_on(self) -> Iterator[None]:
+        """Keep wine's Windows from shutting down after each call, and from being called while it does."""
+        if WINDOWS:
+            yield
+            return
+        idle = [*self._wine, "cmd"]
+        with subprocess.Popen(idle, env=self._env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            yield
+            process.communicate()
+
     def call(self, folder: Path, batch: Path, **env: str) -> subprocess.CompletedProcess[str]:
         """Call a batch file in a folder."""
         (folder / "caller.bat").write_bytes(b'@"%BATCH%"\r\n')  # wine's `call` makes any code a 1
@@ -122,7 +134,9 @@ class Cmd:
 @pytest.fixture(scope="module")
 def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
     path = tmp_path_factory.mktemp("windows")
-    yield Cmd(path)
+    made = Cmd(path)
+    with made.staying_on():
+        yield made
     if not WINDOWS:
         server = shutil.which("wineserver", path=os.pathsep.join([os.environ["PATH"], "/usr/lib/wine"]))
         if server:

@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 import standin
-from command import delivered, run
+from command import UNMEASURED, delivered, run
 from home import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -300,7 +300,7 @@ def everything(folder: Path) -> dict[str, object]:
 def refusal(cell: Path, path: Path) -> str:
     """What the command says of a hostile archive, once it is sure that it left nothing, here or elsewhere."""
     before = everything(cell.parent.parent)
-    result = run(cell, "fetch", path)
+    result = run(cell, "fetch", path, **UNMEASURED)
     assert (result.returncode, result.stdout) == (1, "")
     assert not os.listdir(cell) and everything(cell.parent.parent) == before
     assert not os.path.lexists(OUTSIDE) and not os.path.lexists("/train.txt")
@@ -585,7 +585,7 @@ def test_an_honest_oddity_is_accepted_and_its_files_come_out_byte_for_byte(what:
     cell.mkdir()
     mask = os.umask(0o022)
     try:
-        result = run(cell, "fetch", written(tmp_path / "a.tar.gz", [HONEST[what]]))
+        result = run(cell, "fetch", written(tmp_path / "a.tar.gz", [HONEST[what]]), **UNMEASURED)
     finally:
         os.umask(mask)
     assert result.returncode == 0, result.stderr

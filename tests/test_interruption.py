@@ -61,7 +61,7 @@ def test_after_a_kill_while_it_fetches_the_old_set_stands_and_the_next_run_works
     run(tmp_path, "fetch", f"{server.url}/old")
     url = server.serve("new", archive, slowly(archive, 3.0))
     dice = random.Random(1)
-    for has_asked in (False, True) * 4:
+    for has_asked in (False, True) * 3:
         asked = len(server.requests)
         process = start(tmp_path, "fetch", url)
         while has_asked and len(server.requests) == asked:

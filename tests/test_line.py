@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import standin
-from command import delivered, run
+from command import UNMEASURED, delivered, run
 from server import Reply, Server
 
 FILES = standin.files(0.01)
@@ -389,6 +389,6 @@ def test_what_cannot_be_saved_ends_in_its_reason_and_the_next_call_works(
     assert len(server.asked("a.tar.gz")) == (fault.requests if fault.source == "{url}" else 0)
     assert took <= fault.seconds
 
-    result = run(here, "fetch", server.serve("b.tar.gz", ARCHIVE))
+    result = run(here, "fetch", server.serve("b.tar.gz", ARCHIVE), **UNMEASURED)
     assert result.returncode == 0, result.stderr
     assert delivered(here) == FILES

@@ -292,7 +292,7 @@ def _reason(error: Exception) -> str:
     asked = getattr(error, "request", None)  # the last request, where there were redirections
     reason = sentence.format(
         " ".join(str(getattr(cause, "strerror", None) or cause).split()),
-        host=urllib.parse.urlsplit(asked.url).hostname if asked is not None else "",
+        host=urllib.parse.urlsplit(asked.url).hostname if asked is not None else "the server",
     )
     return re.sub(r"//[^/?#\s]*@", "//", reason)
 

@@ -179,7 +179,7 @@ def choose(named: str, checksum: str) -> list[Source]:
     Raises
     ------
     FetchError
-        If these are no args that could be carried out.
+        If these are no orders that could be carried out.
     """
     checksum = checksum.lower()
     if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):

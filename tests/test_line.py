@@ -314,7 +314,7 @@ LOST = [
     Lost("garbage after the magic", r"is damaged", body(b"\x1f\x8b" + b"garbage" * 99), requests=1),
     Lost("a gzip of a text", r"holds no tar", body(gzip.compress(b"val.txt " * 999)), requests=1),
     Lost("a gzip of a short text", r"holds no tar", body(gzip.compress(b"Hello")), requests=1),
-    Lost("a gzip of a short text, no length", r"no tar", body(gzip.compress(b"Hello"), length=False), requests=1),
+    Lost("a gzip of a text, no length", r"holds no tar", body(gzip.compress(b"Hello"), length=False), requests=1),
     Lost("a gzip of a page", r"holds no tar", body(gzip.compress(HTML * 20)), requests=1),
     Lost("a gzip of nothing", r"holds no tar", body(gzip.compress(b"")), requests=1),
     Lost("a gzip of a gzip", r"holds no tar", body(gzip.compress(ARCHIVE)), requests=1),
@@ -337,7 +337,7 @@ LOST = [
     Lost("always cut, chunked, no ranges", r"given up", (Reply(stop_at=CUT, chunked=True, ranges=False),), requests=10),
     Lost("always begun in the wrong place", r"Content-Range", (*[HALF, Reply(shift=5)] * 9,), requests=10),
     # There is too much
-    Lost("an absurd length", r"9{15} bytes; more than 200 MiB", (labelled(Content_Length="9" * 15),), requests=1),
+    Lost("an absurd length", r"offers 9{15} bytes; more than 200", (labelled(Content_Length="9" * 15),), requests=1),
     Lost("a length of 5000 digits", r"offers 9{18} bytes", (labelled(Content_Length="9" * 5000),), requests=1),
     Lost("an endless body", r"is no gzip archive", (Reply(body=b"x" * 65536, endless=True, length=False),), requests=1),
     Lost("an endless page", r"is a page of HTML", (Reply(body=HTML * 999, endless=True, length=False),), requests=1),

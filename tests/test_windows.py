@@ -14,13 +14,14 @@ from types import ModuleType
 from typing import Iterator
 
 import pytest
+from command import UNMEASURED
 from home import ROOT, environment
 
 pytestmark = pytest.mark.xdist_group("wine")  # one Windows at a time: two that are being made fail now and then
 WINDOWS = sys.platform == "win32"
 WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
-ENV = environment(COVERAGE_PROCESS_START="")  # what the probe runs through is not to be measured
+ENV = environment(**UNMEASURED)  # what the probe runs through is not to be measured
 
 # In the place of the package: says which words it is given, and ends with the code it is told.
 PROBE = """\

@@ -468,16 +468,17 @@ def watched(cell: Path, path: Path) -> tuple[int, str, int, int]:
     with (cell.parent / "said").open("w+") as said:
         process = subprocess.Popen(call, cwd=cell, env=env, stdout=subprocess.PIPE, stderr=said, encoding="ascii")
         while process.poll() is None:
-            disk = max(disk, sum(usage(path) for path in cell.rglob("*")))
+            below = (os.path.join(at, name) for at, folders, files in os.walk(cell) for name in folders + files)
+            disk = max(disk, sum(map(usage, below)))
             time.sleep(0.01)
         code, memory = process.communicate()[0].split()
         said.seek(0)
         return int(code), said.read(), int(memory) * 1024, disk
 
 
-def usage(path: Path) -> int:
+def usage(path: str) -> int:
     try:
-        return path.lstat().st_blocks * 512
+        return os.lstat(path).st_blocks * 512
     except FileNotFoundError:
         return 0  # it is gone by now
 

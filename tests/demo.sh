@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
+# Shows the script at work with nothing but PyPI: serves a stand-in for the real archive on loopback, fetches it through
+# CM in a temporary home, and prints the exported keys. PYTHON=COMMAND is the Python to create .venv with.
 # shellcheck source-path=SCRIPTDIR
-# Shows the script at work, from nothing but PyPI: a stand-in for the real archive, served on loopback, fetched through
-# CM in a throw-away home; then the exported keys.
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 install --constraint tests/requirements.txt cmx4mlops requests
 
-home=$(mktemp -d)
-trap 'kill "${server:-}" 2>/dev/null; rm -rf "$home"' EXIT
+trap 'kill "${server:-}" 2>/dev/null || true; remove_temporary' EXIT
+home=$TMPDIR/home
 export HOME=$home CM_REPOS=$home/CM PATH=$PWD/$bin:$PATH
 script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux
 mkdir -p "$home/served" "$script"

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Checks everything: makes .venv where it is missing, then lints and tests, and measures what the tests have run through.
-# With words, which are handed on to pytest, it only tests.
+# Runs all checks: lints and tests, and measures what the tests have run. Creates .venv first if needed.
+#   bash tests/run.sh               everything
+#   bash tests/run.sh ARGUMENTS     pytest with these arguments and nothing else, such as -k mirrors
+#   PYTHON=python3.8 bash tests/run.sh    with another Python than python3; it replaces a .venv of another version
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 install --requirement tests/requirements.txt
 if [ $# -gt 0 ]; then
-  exec "$bin/python" -m pytest "$@"
+  "$bin/python" -m pytest "$@"
+  exit
 fi
 
 "$bin/ruff" check
@@ -13,11 +16,12 @@ fi
 "$bin/mypy" imagenet_aux
 "$bin/shellcheck" -x run.sh tests/*.sh .ci/run
 
-# Each Python that the tests start measures itself, where this variable names the settings.
+# Each Python that the tests start measures itself if COVERAGE_PROCESS_START names the settings. Each writes a file.
 "$bin/python" -c 'import os, sysconfig
 with open(os.path.join(sysconfig.get_path("purelib"), "measure.pth"), "w") as file:
     file.write("import os; os.environ.get(\"COVERAGE_PROCESS_START\") and __import__(\"coverage\").process_startup()\n")'
-export COVERAGE_PROCESS_START=$PWD/pyproject.toml COVERAGE_FILE=$PWD/.coverage
+mkdir -p .venv/coverage
+export COVERAGE_PROCESS_START=$PWD/pyproject.toml COVERAGE_FILE=$PWD/.venv/coverage/data
 "$bin/coverage" erase
 "$bin/python" -m pytest
 "$bin/coverage" combine --quiet

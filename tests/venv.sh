@@ -1,14 +1,56 @@
 # shellcheck shell=bash
-# For the scripts beside it: the project's own environment in .venv, and what its commands are called there.
+# Sourced by the scripts beside it: makes the project's environment in .venv and a temporary folder, which is removed on exit.
+#
+# PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path, and replaces a .venv of another version.
+#                 Without it, a .venv that works is kept, and a new one is created with python3.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
-if [ ! -d .venv ]; then
-  "${PYTHON:-python3}" -m venv .venv
-fi
-bin=.venv/bin
-if [ -d .venv/Scripts ]; then
-  bin=.venv/Scripts
-fi
+python=${PYTHON:-}
+# shellcheck disable=SC2086 # names without blanks
+unset ${!PYTHON*} # PYTHONPATH, PYTHONOPTIMIZE and others change what the checks run
+
+find_bin() {
+  bin=.venv/bin
+  if [ -d .venv/Scripts ]; then
+    bin=.venv/Scripts
+  fi
+}
+
+# Check that .venv has pip and the version that PYTHON has, was created in this folder (its scripts contain the path), and
+# has no package whose installation was interrupted (pip writes RECORD last).
+is_usable() {
+  "$bin/python" -m pip --version && "$bin/python" - "$bin" "$@" <<'END'
+import pathlib, sys, sysconfig
+bin, *versions = sys.argv[1:]
+packages = pathlib.Path(sysconfig.get_path("purelib")).glob("*.dist-info")
+sys.exit(
+    not all((package / "RECORD").is_file() for package in packages)
+    or sys.prefix not in pathlib.Path(bin, "activate").read_text(encoding="utf-8")
+    or [version.strip() for version in versions] not in ([], [sys.version])
+)
+END
+}
+
 install() {
   "$bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }
+
+find_bin
+version=${python:+$("$python" -c 'import sys; print(sys.version)')}
+if ! is_usable ${version:+"$version"} >/dev/null 2>&1; then
+  echo "Creating .venv ..."
+  "${python:-python3}" -m venv --clear .venv
+  find_bin
+fi
+
+# Below this folder, pytest and the other tools keep theirs.
+if [ ! -w "${TMPDIR:-/tmp}" ]; then
+  unset TMPDIR # another user's
+fi
+TMPDIR=$(mktemp -d)
+export TMPDIR
+remove_temporary() {
+  chmod -R u+rwX "$TMPDIR" 2>/dev/null || true
+  rm -rf "$TMPDIR" || { sleep 3 && rm -rf "$TMPDIR"; } || true # a process that is ending may still write there
+}
+trap remove_temporary EXIT

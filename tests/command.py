@@ -1,4 +1,4 @@
-"""The fetcher as a command of its own, without an engine around it."""
+"""Run ``python -m imagenet_aux`` without an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from home import ROOT, environment
+from cm_home import ROOT, clean_env
 
 REAL_DIGESTS = {
     "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
@@ -23,16 +23,16 @@ REAL_DIGESTS = {
 DROPBOX_MD5 = "ee346d67141e476df9c1a3f813552503"
 BERKELEY_SHA256 = "e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491"
 
-# For calls that go where others have gone: to be measured takes as long as to fetch.
-UNMEASURED = {"COVERAGE_PROCESS_START": ""}
+# For code paths that other tests measure: coverage doubles the time of a fetch.
+NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 
 
-def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.Popen[str]:
-    """Start ``python -m imagenet_aux`` with these words in a folder."""
+def start_command(folder: Path, *args: object, package: Path = ROOT, **env: str) -> subprocess.Popen[str]:
+    """Start ``python -m imagenet_aux`` with these arguments in a folder."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "imagenet_aux", *[str(word) for word in words]],
+        [sys.executable, "-W", "error", "-m", "imagenet_aux", *map(str, args)],
         cwd=folder,
-        env=environment(**{"PYTHONPATH": str(package), **env}),
+        env=clean_env(**{"PYTHONPATH": str(package), **env}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -40,9 +40,9 @@ def start(folder: Path, *words: object, package: Path = ROOT, **env: str) -> sub
     )
 
 
-def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m imagenet_aux`` with these words in a folder."""
-    process = start(folder, *words, package=package, **env)
+def run_command(folder: Path, *args: object, package: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m imagenet_aux`` with these arguments in a folder."""
+    process = start_command(folder, *args, package=package, **env)
     try:
         stdout, stderr = process.communicate(timeout=100)
     finally:
@@ -51,14 +51,14 @@ def run(folder: Path, *words: object, package: Path = ROOT, **env: str) -> subpr
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def delivered(folder: Path) -> dict[str, bytes]:
-    """What stands in the data folder there."""
+def read_data(folder: Path) -> dict[str, bytes]:
+    """Read the files in the folder's ``data`` folder."""
     data = folder / "data"
     return {path.name: path.read_bytes() for path in data.iterdir()} if data.exists() else {}
 
 
 def package_for(files: dict[str, bytes], archive: bytes, folder: Path) -> Path:
-    """A copy of the package for which these files, and this archive on Dropbox and Berkeley, are the published ones."""
+    """Copy the package, and replace the published digests by those of these files and this archive."""
     digests = {
         DROPBOX_MD5: hashlib.md5(archive).hexdigest(),
         BERKELEY_SHA256: hashlib.sha256(archive).hexdigest(),

@@ -6,31 +6,31 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-import standin
-from home import ROOT, Home
+import sample_archive
+from cm_home import ROOT, CmHome
 from server import Server
 
-REAL = ROOT.parent / "shared" / "aux-real"
+PUBLISHED = ROOT.parent / "shared" / "aux-real"
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("template"))
+def home_template(tmp_path_factory: pytest.TempPathFactory) -> CmHome:
+    return CmHome(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
-def home(tmp_path: Path, template: Home) -> Home:
+def home(tmp_path: Path, home_template: CmHome) -> CmHome:
     path = tmp_path / "home"
     path.mkdir()
-    return Home(path, template)
+    return CmHome(path, home_template)
 
 
 @pytest.fixture(scope="session")
 def bash() -> str:
-    """What runs a bash script: by its path, since Windows would first look for one that runs Linux's programs."""
+    """Return the absolute path of bash; Windows would prefer the one of WSL, which runs Linux programs."""
     found = shutil.which("bash")
     if not found:
-        pytest.skip("there is no bash")
+        pytest.skip("bash is not installed")
     return found
 
 
@@ -41,20 +41,26 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def small() -> dict[str, bytes]:
-    """The eight files, at a hundredth of their scale."""
-    return standin.files(0.01)
+def sample_files() -> dict[str, bytes]:
+    """Return eight files of a hundredth of the published size."""
+    return sample_archive.make_files(0.01)
 
 
 @pytest.fixture(scope="session")
-def archive(small: dict[str, bytes]) -> bytes:
-    """These files as an archive."""
-    return standin.pack(standin.members(small))
+def old_files(sample_files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return eight files that all differ from the sample files."""
+    return {name: data[::-1] for name, data in sample_files.items()}
+
+
+@pytest.fixture(scope="session")
+def archive(sample_files: dict[str, bytes]) -> bytes:
+    """Pack the sample files."""
+    return sample_archive.pack_files(sample_files)
 
 
 @pytest.fixture
-def real() -> Path:
-    """The folder of the six published files that can be had."""
-    if not REAL.is_dir():
-        pytest.skip(f"the published files are not at {os.path.relpath(REAL, ROOT)}")
-    return REAL
+def published_folder() -> Path:
+    """Return a folder with six of the published files."""
+    if not PUBLISHED.is_dir():
+        pytest.skip(f"the published files are not at {os.path.relpath(PUBLISHED, ROOT)}")
+    return PUBLISHED

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the script at work with nothing but PyPI: serves a stand-in for the real archive on loopback, fetches it through
+# Shows the script at work with nothing but PyPI: serves a sample archive on loopback, fetches it through
 # CM in a temporary home, and prints the exported keys. PYTHON=COMMAND is the Python to create .venv with.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
@@ -12,8 +12,8 @@ script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux
 mkdir -p "$home/served" "$script"
 cp -R _cm.json customize.py run.sh run.bat imagenet_aux "$script"
 
-echo "Making a stand-in archive ..."
-python tests/standin.py "$home/served/caffe_ilsvrc12.tar.gz"
+echo "Making a sample archive ..."
+python tests/sample_archive.py "$home/served/caffe_ilsvrc12.tar.gz"
 python -u -m http.server 0 --bind 127.0.0.1 --directory "$home/served" >"$home/server.log" 2>&1 &
 server=$!
 until port=$(grep -oE 'port [0-9]+' "$home/server.log"); do

@@ -1,4 +1,4 @@
-"""A real HTTP proxy on loopback that leads every host name to servers of ours, or nowhere."""
+"""An HTTP proxy on loopback that connects every host name to the tests' own servers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any, Collection
 
 
 class Proxy:
-    """A context manager: a proxy on a port of its own.
+    """A context manager that runs an HTTP proxy.
 
     Parameters
     ----------
     http_port, https_port : int
-        Where plain requests and tunnels lead, whatever host they name.
+        Loopback ports that serve plain requests and tunnels, whatever host they name.
     down : collection of str
-        Host names that it says it cannot reach.
+        Host names for which the proxy responds ``410``.
 
     Attributes
     ----------
     hosts : list of str
-        Those that were asked for, in the order in which they were.
+        The requested host names, in order.
+    url : str
+        The proxy's address.
     """
 
     def __init__(self, http_port: int, https_port: int, down: Collection[str] = ()) -> None:
@@ -48,32 +50,33 @@ class Proxy:
             def handle(self) -> None:
                 method, target, _ = self.rfile.readline().decode().split(" ", 2)
                 head = [line for line in iter(self.rfile.readline, b"\r\n") if line]
-                kind = "https" if method == "CONNECT" else "http"
+                scheme = "https" if method == "CONNECT" else "http"
                 host = target.split("://")[-1].split("/")[0].split(":")[0]
                 proxy.hosts.append(host)
                 if host in proxy._down:
                     self.wfile.write(b"HTTP/1.1 410 Gone for good\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     return
-                with socket.create_connection(("127.0.0.1", proxy._ports[kind])) as server:
-                    if kind == "https":
+                with socket.create_connection(("127.0.0.1", proxy._ports[scheme])) as server:
+                    if scheme == "https":
                         self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
                     else:
                         path = "/" + target.split("://")[1].partition("/")[2]
                         server.sendall(f"{method} {path} HTTP/1.1\r\n".encode() + b"".join(head) + b"\r\n")
-                    forth = threading.Thread(target=_pump, args=(self.connection, server), daemon=True)
-                    forth.start()
-                    _pump(server, self.connection)
+                    upload = threading.Thread(target=_copy, args=(self.connection, server), daemon=True)
+                    upload.start()
+                    _copy(server, self.connection)
 
         return Handler
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    """Copy one direction of a connection until it ends."""
     try:
         while True:
             data = source.recv(65536)
             if not data:
                 break
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
     except OSError:
         pass

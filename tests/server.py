@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that misbehaves as it is told to, one reply after another."""
+"""An HTTP server on loopback whose replies can be made faulty one by one."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from typing import Any, Callable
 
 @dataclass
 class Reply:
-    """How one request is answered; without arguments, as a good server does.
+    """The response to one request; without arguments, a correct one.
 
     Attributes
     ----------
     status : int or None
-        None: 200, or 206 where a range is asked for.
+        Status code; None: 200, or 206 for a Range request.
     headers : dict of str or callable
-        More of them, also in place of the usual ones; those that depend on the time are made when they are sent.
+        Additional or replaced headers; a callable is evaluated when the response is sent.
     body : bytes or None
-        What to send in place of the file.
+        Sent instead of the served file.
     ranges : bool
-        Whether a range is honoured.
+        Whether Range is supported.
     if_range : bool
-        Whether it is honoured only if the file is still the one that it was asked of.
+        Whether If-Range is compared with the validators.
     shift : int
-        Where a partial answer begins, away from where it should.
+        Added to the start of a partial response.
     length, chunked : bool
-        Whether there is a Content-Length; whether the body comes in chunks.
+        Whether to send Content-Length; whether to use chunked transfer encoding.
     stop_at : int or None
-        Number of body bytes after which ``then`` happens; None: all of them.
+        Number of body bytes to send before ``then`` happens; None: all.
     then : str
-        ``close``, ``reset``, or ``stall``.
+        What to do after the body: ``close``, ``reset`` or ``stall``.
     endless : bool
-        Whether the body is sent over and over again.
+        Whether to repeat the body without end.
     etag : str or None
-        None: made of the body; '': there is none.
-    piece : int
-        Number of bytes in a piece.
+        None: computed from the body; '': no ETag.
+    chunk_size : int
+        Number of bytes to send at once.
     pause : float
-        Seconds between pieces.
+        Seconds between chunks.
     raw : bytes or None
-        What to send in place of an HTTP answer, before ``then`` happens.
+        Sent instead of an HTTP response, before ``then`` happens.
     """
 
     status: int | None = None
@@ -64,26 +64,33 @@ class Reply:
     then: str = "close"
     endless: bool = False
     etag: str | None = None
-    piece: int = 65536
+    chunk_size: int = 65536
     pause: float = 0.0
     raw: bytes | None = None
 
 
+def slow_reply(body: bytes, seconds: float) -> Reply:
+    """Make a reply that sends the body in about this time."""
+    return Reply(pause=seconds * 65536 / len(body))
+
+
 class Server:
-    """A context manager: a server on a port of its own, and what it was asked for.
+    """A context manager that runs an HTTP server and records its requests.
 
     Attributes
     ----------
     requests : list of (method, path, headers)
-        In the order in which they came.
+        The requests, in order.
     url : str
-        Where it is; ``localhost`` would be asked for at another address first, which takes Windows two seconds.
+        The server's address. It is numeric because Windows resolves ``localhost`` in two seconds.
+    released : threading.Event
+        Set when the context ends, to stop replies that stall.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.released = threading.Event()
-        self._pages: dict[str, tuple[bytes, list[Reply]]] = {}
+        self._replies: dict[str, tuple[bytes, list[Reply]]] = {}
         self._lock = threading.Lock()
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -103,20 +110,21 @@ class Server:
         self._http.server_close()
 
     def serve(self, name: str, body: bytes, *replies: Reply) -> str:
-        """Answer requests for a name with these replies in turn, the last one for good; its URL."""
+        """Serve a file with these replies in turn, repeating the last one, and return its URL."""
         path = "/" + name
-        self._pages[path] = (body, list(replies) or [Reply()])
+        self._replies[path] = (body, list(replies) or [Reply()])
         return self.url + path
 
-    def asked(self, name: str) -> list[dict[str, str]]:
-        """The headers of each request for a name."""
+    def requests_for(self, name: str) -> list[dict[str, str]]:
+        """Return the headers of each request for a file."""
         return [headers for _, path, headers in self.requests if path.partition("?")[0] == "/" + name]
 
     def next_reply(self, path: str) -> tuple[bytes, Reply] | None:
+        """Return the file and the reply for a request, or None if there is no such file."""
         with self._lock:
-            if path not in self._pages:
+            if path not in self._replies:
                 return None
-            body, replies = self._pages[path]
+            body, replies = self._replies[path]
             return body, replies.pop(0) if len(replies) > 1 else replies[0]
 
 
@@ -136,62 +144,62 @@ def _handler(server: Server) -> Any:
                 self.send_error(404)
                 return
             with contextlib.suppress(OSError):
-                self._answer(*found)
+                self._respond(*found)
 
-        def _answer(self, file: bytes, reply: Reply) -> None:
+        def _respond(self, file: bytes, reply: Reply) -> None:
             if reply.raw is not None:
                 self._send_body(reply.raw, reply)
                 return
             whole = file if reply.body is None else reply.body
-            own = {name: value if isinstance(value, str) else value() for name, value in reply.headers.items()}
+            headers = {name: value if isinstance(value, str) else value() for name, value in reply.headers.items()}
             etag = '"' + hashlib.md5(whole).hexdigest() + '"' if reply.etag is None else reply.etag
-            validators = [etag, own.get("Last-Modified")] if reply.if_range else [self.headers.get("If-Range")]
-            begin = self._range_start(validators) if reply.ranges and reply.status is None else None
-            if begin is not None and begin >= len(whole):
+            validators = [etag, headers.get("Last-Modified")] if reply.if_range else [self.headers.get("If-Range")]
+            start = self._range_start(validators) if reply.ranges and reply.status is None else None
+            if start is not None and start >= len(whole):
                 self.send_error(416)
                 return
-            body = whole if begin is None else whole[begin + reply.shift :]
-            self.send_response(reply.status or (200 if begin is None else 206))
-            if begin is not None:
-                first = begin + reply.shift
+            body = whole if start is None else whole[start + reply.shift :]
+            self.send_response(reply.status or (200 if start is None else 206))
+            if start is not None:
+                first = start + reply.shift
                 self.send_header("Content-Range", f"bytes {first}-{len(whole) - 1}/{len(whole)}")
             if reply.chunked:
                 self.send_header("Transfer-Encoding", "chunked")
-            elif reply.length and "Content-Length" not in own:
+            elif reply.length and "Content-Length" not in headers:
                 self.send_header("Content-Length", str(len(body)))
             if etag:
                 self.send_header("ETag", etag)
-            for name, value in own.items():
+            for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
             self._send_body(body, reply)
 
         def _range_start(self, validators: list[str | None]) -> int | None:
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if not asked or self.headers.get("If-Range", validators[0]) not in validators:
+            match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if not match or self.headers.get("If-Range", validators[0]) not in validators:
                 return None
-            return int(asked[1])
+            return int(match[1])
 
         def _send_body(self, body: bytes, reply: Reply) -> None:
             end = len(body) if reply.stop_at is None else min(reply.stop_at, len(body))
-            again = True
-            while again:
-                for at in range(0, end, reply.piece):
-                    piece = body[at : min(at + reply.piece, end)]
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if reply.chunked else piece)
+            repeat = True
+            while repeat:
+                for at in range(0, end, reply.chunk_size):
+                    chunk = body[at : min(at + reply.chunk_size, end)]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if reply.chunked else chunk)
                     if server.released.wait(reply.pause):
                         return
-                again = reply.endless
+                repeat = reply.endless
             if reply.stop_at is None and reply.chunked:
                 self.wfile.write(b"0\r\n\r\n")
-            self._end(reply)
+            self._finish(reply)
 
-        def _end(self, reply: Reply) -> None:
+        def _finish(self, reply: Reply) -> None:
             self.wfile.flush()
             if reply.then == "stall":
                 server.released.wait(60)
             elif reply.then == "reset":
-                time.sleep(0.1)  # a reset overtakes what has not been read
+                time.sleep(0.1)  # a reset discards data that the client has not read yet
                 linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 self.connection.close()

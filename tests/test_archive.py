@@ -19,9 +19,9 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from unittest import mock
 
 import pytest
-import standin
-from command import UNMEASURED, delivered, run
-from home import ROOT
+import sample_archive
+from cm_home import ROOT
+from command import NO_COVERAGE, read_data, run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ except ImportError:
 
 def packed(name: str, data: bytes = b"hi\n", form: int = tarfile.GNU_FORMAT, **fields: Any) -> bytes:
     """A tar entry with these fields; its size is what *data* has, unless it is told."""
-    info = standin.entry(name, **{"size": len(data), **fields})
+    info = sample_archive.tar_info(name, **{"size": len(data), **fields})
     return info.tobuf(form, "utf-8", "surrogateescape") + data + bytes(-len(data) % BLOCK)
 
 
@@ -300,7 +300,7 @@ def everything(folder: Path) -> dict[str, object]:
 def refusal(cell: Path, path: Path) -> str:
     """What the command says of a hostile archive, once it is sure that it left nothing, here or elsewhere."""
     before = everything(cell.parent.parent)
-    result = run(cell, "fetch", path, **UNMEASURED)
+    result = run_command(cell, "fetch", path, **NO_COVERAGE)
     assert (result.returncode, result.stdout) == (1, "")
     assert not os.listdir(cell) and everything(cell.parent.parent) == before
     assert not os.path.lexists(OUTSIDE) and not os.path.lexists("/train.txt")
@@ -505,7 +505,9 @@ def made(form: int, **arguments: Any) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=form, **arguments) as tar:
         for name, data in CONTENT.items():
-            tar.addfile(standin.entry(name, size=len(data), mtime=1396381234.5, uname="jörg"), io.BytesIO(data))
+            tar.addfile(
+                sample_archive.tar_info(name, size=len(data), mtime=1396381234.5, uname="jörg"), io.BytesIO(data)
+            )
     return packed.getvalue()
 
 
@@ -586,11 +588,11 @@ def test_an_honest_oddity_is_accepted_and_its_files_come_out_byte_for_byte(what:
     cell.mkdir()
     mask = os.umask(0o022)
     try:
-        result = run(cell, "fetch", written(tmp_path / "a.tar.gz", [HONEST[what]]), **UNMEASURED)
+        result = run_command(cell, "fetch", written(tmp_path / "a.tar.gz", [HONEST[what]]), **NO_COVERAGE)
     finally:
         os.umask(mask)
     assert result.returncode == 0, result.stderr
-    assert delivered(cell) == CONTENT
+    assert read_data(cell) == CONTENT
     assert os.listdir(cell) == ["data"]
     if os.name == "posix":
         assert {path.stat().st_mode & 0o7777 for path in (cell / "data").iterdir()} == {0o644}
@@ -643,10 +645,12 @@ BOUNDS = [
 
 @pytest.mark.parametrize("row", BOUNDS, ids=lambda row: row.what)
 def test_what_reaches_a_bound_is_taken_and_what_goes_beyond_it_is_refused(row: Bound) -> None:
-    taken = [(name, b"".join(content)) for name, content in unpacker.members(row.reaching(row.bound), standin.NAMES)]
+    taken = [
+        (name, b"".join(content)) for name, content in unpacker.members(row.reaching(row.bound), sample_archive.NAMES)
+    ]
     assert dict(taken) == CONTENT
     with pytest.raises(unpacker.ArchiveError, match=row.reason):
-        for _ in unpacker.members(row.reaching(row.bound + 1), standin.NAMES):
+        for _ in unpacker.members(row.reaching(row.bound + 1), sample_archive.NAMES):
             pass
 
 
@@ -657,7 +661,7 @@ def unpacked(chunks: Iterable[bytes], inflater: object, piece: int = 1 << 18) ->
     """The members, once all has been read; None where the unpacker refuses. Whatever else it raises is a fault."""
     with mock.patch.object(unpacker, "zlib", inflater), mock.patch.object(unpacker, "_PIECE", piece):
         try:
-            return [(name, b"".join(content)) for name, content in unpacker.members(chunks, standin.NAMES)]
+            return [(name, b"".join(content)) for name, content in unpacker.members(chunks, sample_archive.NAMES)]
         except unpacker.ArchiveError as error:
             assert str(error).isprintable()
             return None
@@ -670,7 +674,7 @@ def as_tarfile_reads_it(tar: bytes) -> list[tuple[str, bytes]]:
         for info in reader:  # raises where a pax header is the last
             name = info.name.split("/")[-1]
             content = reader.extractfile(info)
-            if content and name in standin.NAMES:
+            if content and name in sample_archive.NAMES:
                 files.append((name, content.read()))
     return files
 
@@ -749,7 +753,7 @@ def test_cut_anywhere_it_is_refused_as_cut_short(inflater: object) -> None:
     with mock.patch.object(unpacker, "zlib", inflater):
         for end in range(2, len(packed)):
             with pytest.raises(unpacker.CutShort):
-                for _ in unpacker.members([packed[:end]], standin.NAMES):
+                for _ in unpacker.members([packed[:end]], sample_archive.NAMES):
                     pass
 
 
@@ -790,7 +794,7 @@ def test_a_changed_header_whose_checksum_is_right_is_refused_or_its_files_are_as
         assert files == as_tarfile_reads_it(tar)
 
 
-PLAIN_NAMES = [*standin.NAMES, *(f"top/{name}" for name in standin.NAMES), "./val.txt", "._x", "README"]
+PLAIN_NAMES = [*sample_archive.NAMES, *(f"top/{name}" for name in sample_archive.NAMES), "./val.txt", "._x", "README"]
 STEPS = ["a", "..", ".", "", "val.txt", "C:", "\\", "\n", "é", "\udcff"]
 NAME = st.one_of(
     st.sampled_from(PLAIN_NAMES),

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standin
-from home import ROOT, TAGS, Home
+import sample_archive
+from cm_home import ROOT, TAGS, CmHome
 from server import Server
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-import derive
+import generate
 
 KEYS = {
     "MLC_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
@@ -38,14 +38,14 @@ class Mlc:
     It would go to the network for scripts if it found none, and finds ours.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: CmHome) -> None:
         self.home = home
         self.repos = home.path / "MLC" / "repos"
         self.script = self.repos / "local" / "script" / home.script.name
         home.env["MLC_REPOS"] = str(self.repos)
         shutil.copytree(home.script, self.script)
 
-    def access(self, **call: Any) -> dict[str, Any]:
+    def run_api(self, **call: Any) -> dict[str, Any]:
         """The ``new_env`` that ``mlc.access`` gives for this call, in a process of its own, or its ``error``."""
         call = {"action": "run", "target": "script", "automation": "script", "tags": TAGS, "quiet": True, **call}
         program = (
@@ -54,14 +54,14 @@ class Mlc:
             "except mlc.script_action.ScriptExecutionError as error: r = {'error': str(error)}\n"
             "json.dump(r, open(sys.argv[2], 'w'))"
         )
-        answer = self.home.path / "answer.json"
-        self.home.call(sys.executable, "-c", program, json.dumps(call), answer, check=True)
-        result: dict[str, Any] = json.loads(answer.read_text())
+        result_file = self.home.path / "result.json"
+        self.home.run_command(sys.executable, "-c", program, json.dumps(call), result_file, check=True)
+        result: dict[str, Any] = json.loads(result_file.read_text())
         return result
 
-    def exported(self, *words: str) -> dict[str, str]:
+    def export_keys(self, *words: str) -> dict[str, str]:
         """The keys that ``mlcr get,aux,imagenet-aux`` with these words keeps in the cache."""
-        self.home.call("mlcr", TAGS, *words, check=True)
+        self.home.run_command("mlcr", TAGS, *words, check=True)
         (state,) = self.repos.glob("local/cache/*/mlc-cached-state.json")
         new_env: dict[str, str] = json.loads(state.read_text())["new_env"]
         return new_env
@@ -72,7 +72,7 @@ def md5(data: bytes) -> str:
 
 
 @pytest.fixture
-def mlc(home: Home) -> Mlc:
+def mlc(home: CmHome) -> Mlc:
     return Mlc(home)
 
 
@@ -81,7 +81,7 @@ def mlc(home: Home) -> Mlc:
 
 def test_mlc_gets_keys_of_its_own_and_no_others(mlc: Mlc, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
-    env = mlc.access(url=url)["new_env"]
+    env = mlc.run_api(url=url)["new_env"]
     (data,) = mlc.repos.glob("local/cache/*/data")
     assert env == {
         **{key: str(data / name) for key, name in KEYS.items()},
@@ -106,7 +106,7 @@ def test_a_dependent_mlc_script_sees_these_keys_and_no_others(mlc: Mlc, server: 
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "run.sh").write_text("env > seen.txt\n")
     (folder / "run.bat").write_text("@set > seen.txt\n")
-    mlc.home.call("mlcr", "reads,aux", f"--adr.the-set.url={server.serve('a.tar.gz', archive)}", check=True)
+    mlc.home.run_command("mlcr", "reads,aux", f"--adr.the-set.url={server.serve('a.tar.gz', archive)}", check=True)
     seen = re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (mlc.home.path / "seen.txt").read_text(), re.MULTILINE)
     others = {f"MLC_DATASET_AUX_{name}" for name in ("PATH", "VER", "SOURCE", "VERIFIED")}
     assert set(seen) == {*KEYS, *others}
@@ -116,23 +116,23 @@ def test_a_dependent_mlc_script_sees_these_keys_and_no_others(mlc: Mlc, server: 
 
 
 def test_the_second_mlc_call_does_not_touch_the_network(mlc: Mlc, server: Server, archive: bytes) -> None:
-    first = mlc.exported(f"--url={server.serve('a.tar.gz', archive)}")
-    assert mlc.exported() == first
+    first = mlc.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
+    assert mlc.export_keys() == first
     assert len(server.requests) == 1
 
 
 def test_a_folder_gone_from_the_mlc_cache_is_fetched_again(mlc: Mlc, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
-    shutil.rmtree(mlc.exported(f"--url={url}")["MLC_DATASET_AUX_PATH"])
-    env = mlc.access(url=url)["new_env"]
+    shutil.rmtree(mlc.export_keys(f"--url={url}")["MLC_DATASET_AUX_PATH"])
+    env = mlc.run_api(url=url)["new_env"]
     assert len(server.requests) == 2
     assert Path(env["MLC_DATASET_AUX_VAL_PATH"]).is_file()
 
 
 def test_renewing_under_mlc_leaves_what_the_new_source_gave(mlc: Mlc, server: Server, archive: bytes) -> None:
-    mlc.exported(f"--url={server.serve('a.tar.gz', archive)}")
-    fewer = standin.pack(standin.members({"val.txt": b"1\n"}))
-    env = mlc.exported(f"--url={server.serve('b.tar.gz', fewer)}", "--renew")
+    mlc.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
+    fewer = sample_archive.pack_files({"val.txt": b"1\n"})
+    env = mlc.export_keys(f"--url={server.serve('b.tar.gz', fewer)}", "--renew")
     assert {key for key in env if key in KEYS} == {"MLC_DATASET_AUX_VAL_PATH"}
 
 
@@ -142,11 +142,11 @@ def test_renewing_under_mlc_leaves_what_the_new_source_gave(mlc: Mlc, server: Se
 @pytest.mark.parametrize("flag", ["--url=", "--const.MLC_WGET_URL=", "--env.MLC_WGET_URL="])
 def test_the_mlc_command_line_sets_the_source(flag: str, mlc: Mlc, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
-    assert mlc.exported(flag + url)["MLC_DATASET_AUX_SOURCE"] == url
+    assert mlc.export_keys(flag + url)["MLC_DATASET_AUX_SOURCE"] == url
 
 
-def test_the_real_files_are_verified_under_mlc(mlc: Mlc, real: Path) -> None:
-    assert mlc.exported(f"--url={real}")["MLC_DATASET_AUX_VERIFIED"] == "yes"
+def test_the_real_files_are_verified_under_mlc(mlc: Mlc, published_folder: Path) -> None:
+    assert mlc.export_keys(f"--url={published_folder}")["MLC_DATASET_AUX_VERIFIED"] == "yes"
 
 
 @pytest.mark.parametrize("key", ["checksum", "env"])
@@ -155,13 +155,13 @@ def test_the_right_checksum_is_proof_under_mlc(key: str, mlc: Mlc, server: Serve
     call: dict[str, Any] = (
         {"checksum": checksum} if key == "checksum" else {"env": {"MLC_IMAGENET_AUX_CHECKSUM": checksum}}
     )
-    env = mlc.access(url=server.serve("a.tar.gz", archive), **call)["new_env"]
+    env = mlc.run_api(url=server.serve("a.tar.gz", archive), **call)["new_env"]
     assert env["MLC_DATASET_AUX_VERIFIED"] == "yes"
 
 
 def test_mlc_names_the_wrong_checksum(mlc: Mlc, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
-    error = mlc.access(url=url, checksum="0" * 32)["error"]
+    error = mlc.run_api(url=url, checksum="0" * 32)["error"]
     assert error.endswith(
         f"{url}: its MD5 should be {'0' * 32}, and is {md5(archive)}: check it, or fetch the archive again"
     )
@@ -170,18 +170,18 @@ def test_mlc_names_the_wrong_checksum(mlc: Mlc, server: Server, archive: bytes) 
 
 def test_mlc_names_what_the_server_answered(mlc: Mlc, server: Server) -> None:
     url = f"{server.url}/missing.tar.gz"
-    assert mlc.access(url=url)["error"].endswith(f"{url}: the server answered 404 Not Found")
+    assert mlc.run_api(url=url)["error"].endswith(f"{url}: the server answered 404 Not Found")
 
 
 def test_mlc_names_the_file_that_is_missing(mlc: Mlc) -> None:
     missing = mlc.home.path / "no" / "such.tar.gz"
-    result = mlc.home.call("mlcr", TAGS, f"--url={missing}")
+    result = mlc.home.run_command("mlcr", TAGS, f"--url={missing}")
     assert result.returncode != 0
     assert f"{missing}: there is no such file or folder" in result.stdout + result.stderr
 
 
 def test_no_shell_sees_shell_text_under_mlc(mlc: Mlc) -> None:
-    assert repr("$(touch pwned)") in mlc.access(url="$(touch pwned)")["error"]
+    assert repr("$(touch pwned)") in mlc.run_api(url="$(touch pwned)")["error"]
     assert not list(mlc.home.path.rglob("pwned"))
 
 
@@ -193,14 +193,14 @@ def test_a_key_of_cm_without_a_place_in_the_meta_of_mlc_is_an_error(
 ) -> None:
     meta = json.loads((ROOT / "_cm.json").read_text(encoding="utf-8"))
     (tmp_path / "_cm.json").write_text(json.dumps({**meta, "novelty": 1}))
-    monkeypatch.setattr(derive, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="novelty"):
-        derive.meta_yaml()
+        generate.meta_yaml()
 
 
 def test_mlc_lint_leaves_the_meta_as_it_is(mlc: Mlc) -> None:
     before = (mlc.script / "meta.yaml").read_bytes()
-    mlc.home.call("mlc", "lint", "script", f"--tags={TAGS}", check=True)
+    mlc.home.run_command("mlc", "lint", "script", f"--tags={TAGS}", check=True)
     assert (mlc.script / "meta.yaml").read_bytes() == before
 
 
@@ -209,14 +209,14 @@ def test_mlc_finds_nothing_wrong_with_the_meta(mlc: Mlc) -> None:
         "import sys, yaml; from mlc.meta_schema import validate_meta\n"
         "with open(sys.argv[1], encoding='utf-8') as file: print(validate_meta(yaml.safe_load(file)))"
     )
-    said = mlc.home.call(sys.executable, "-c", program, mlc.script / "meta.yaml")
+    said = mlc.home.run_command(sys.executable, "-c", program, mlc.script / "meta.yaml")
     assert said.stdout.splitlines()[-1:] == ["([], [])"], said.stderr
 
 
 # Dependents that nobody here wrote
 
 
-def test_an_untouched_upstream_script_preprocesses_pictures_with_the_set(home: Home, archive: bytes) -> None:
+def test_an_untouched_upstream_script_preprocesses_pictures_with_the_set(home: CmHome, archive: bytes) -> None:
     cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
     pytest.importorskip("PIL", reason="pillow is not installed")
     numpy = pytest.importorskip("numpy")
@@ -226,8 +226,8 @@ def test_an_untouched_upstream_script_preprocesses_pictures_with_the_set(home: H
     for number in range(1, 501):
         (pictures / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(picture)
     (home.path / "a.tar.gz").write_bytes(archive)
-    aux = home.exported(f"--url={home.path / 'a.tar.gz'}")
-    result = home.call(
+    aux = home.export_keys(f"--url={home.path / 'a.tar.gz'}")
+    result = home.run_command(
         "cm",
         "run",
         "script",

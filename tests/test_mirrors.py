@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import pytest
-import standin
+import sample_archive
 import trustme
-from command import delivered, package_for, run
-from home import ROOT
+from cm_home import ROOT
+from command import package_for, read_data, run_command
 from proxy import Proxy
 from server import Reply, Server
 
@@ -69,12 +69,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def package(small: dict[str, bytes], archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return package_for(small, archive, tmp_path_factory.mktemp("package"))
+def package(sample_files: dict[str, bytes], archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return package_for(sample_files, archive, tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture
-def world(certificates: Path, package: Path, small: dict[str, bytes], archive: bytes) -> Iterator[World]:
+def world(certificates: Path, package: Path, sample_files: dict[str, bytes], archive: bytes) -> Iterator[World]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(certificates / "server.pem"))
     with Server() as http, Server(context) as https:
@@ -83,13 +83,13 @@ def world(certificates: Path, package: Path, small: dict[str, bytes], archive: b
         for location in CHAIN[:4]:
             made.at(location).serve(path(location), archive)
         for name, location in ON_GITHUB.items():
-            https.serve(path(location), small[name])
+            https.serve(path(location), sample_files[name])
         yield made
 
 
 def fetch(world: World, proxy: Proxy, folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     through = {"http_proxy": proxy.url, "https_proxy": proxy.url, **world.env, **env}
-    return run(folder, "fetch", *words, package=world.package, **through)
+    return run_command(folder, "fetch", *words, package=world.package, **through)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are
     up: tuple[bool, ...],
     world: World,
     tmp_path: Path,
-    small: dict[str, bytes],
+    sample_files: dict[str, bytes],
 ) -> None:
     down = [host(location) for location, is_up in zip(CHAIN, up) if not is_up]
     with Proxy(world.http.port, world.https.port, down) as proxy:
@@ -111,24 +111,24 @@ def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are
         assert re.search(rf"{re.escape(location)}: .*410", result.stderr)
     if any(up):
         assert outcome["source"].endswith(asked[-1]) and outcome["verified"]
-        assert delivered(tmp_path) == small
+        assert read_data(tmp_path) == sample_files
     else:
         said, *reasons = outcome["error"].splitlines()
         assert said == "none of the sources could serve; try later, or name an archive or a folder of your own:"
         assert [location in reason for location, reason in zip(CHAIN, reasons)] == [True] * 5
-        assert delivered(tmp_path) == {}
+        assert read_data(tmp_path) == {}
 
 
 @pytest.mark.parametrize("location", CHAIN, ids=host)
 def test_the_source_that_a_variation_names_is_asked_first_and_the_others_after_it(
-    location: str, world: World, tmp_path: Path, small: dict[str, bytes]
+    location: str, world: World, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     scheme = "http" if location == BERKELEY else "https"
     with Proxy(world.http.port, world.https.port, down=[host(location)]) as proxy:
         fetch(world, proxy, tmp_path, f"{scheme}://{location}")
     rest = [other for other in CHAIN if other != location]
     assert list(dict.fromkeys(proxy.hosts)) == [host(location), host(rest[0])]
-    assert delivered(tmp_path) == small
+    assert read_data(tmp_path) == sample_files
 
 
 def test_dropbox_is_asked_for_the_file_and_told_who_asks(world: World, tmp_path: Path) -> None:
@@ -140,38 +140,38 @@ def test_dropbox_is_asked_for_the_file_and_told_who_asks(world: World, tmp_path:
 
 
 def test_wrong_bytes_of_any_mirror_are_never_taken(
-    world: World, tmp_path: Path, small: dict[str, bytes], archive: bytes
+    world: World, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes
 ) -> None:
-    wrong = standin.pack(standin.members({**small, "val.txt": small["val.txt"].replace(b" 5\n", b" 6\n")}))
+    wrong = sample_archive.pack_files({**sample_files, "val.txt": sample_files["val.txt"].replace(b" 5\n", b" 6\n")})
     for location in CHAIN[:4]:
         world.at(location).serve(path(location), wrong)
     with Proxy(world.http.port, world.https.port) as proxy:
         result = fetch(world, proxy, tmp_path)
-    assert delivered(tmp_path) == small
+    assert read_data(tmp_path) == sample_files
     assert result.stderr.count("does not give the published val.txt") == 4
 
 
 def test_another_packing_of_the_published_files_is_as_good(
-    world: World, tmp_path: Path, small: dict[str, bytes]
+    world: World, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    world.https.serve(path(DROPBOX), standin.pack(standin.members(small), level=1))
+    world.https.serve(path(DROPBOX), sample_archive.pack_files(sample_files, level=1))
     with Proxy(world.http.port, world.https.port) as proxy:
         result = fetch(world, proxy, tmp_path)
-    assert delivered(tmp_path) == small
+    assert read_data(tmp_path) == sample_files
     assert set(proxy.hosts) == {host(DROPBOX)}
     assert result.stdout.count("yes") == 8
 
 
 @pytest.mark.parametrize("named", ["", f"https://{DROPBOX}"])
 def test_a_checksum_chooses_among_the_mirrors(
-    named: str, world: World, tmp_path: Path, small: dict[str, bytes]
+    named: str, world: World, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    other = standin.pack(standin.members(small), level=1)
+    other = sample_archive.pack_files(sample_files, level=1)
     world.https.serve(path(ARMI), other)
     with Proxy(world.http.port, world.https.port) as proxy:
         fetch(world, proxy, tmp_path, named, "--checksum", hashlib.sha256(other).hexdigest())
     assert proxy.hosts == [host(DROPBOX), host(BERKELEY), host(ARMI)]
-    assert delivered(tmp_path) == small
+    assert read_data(tmp_path) == sample_files
 
 
 @pytest.mark.parametrize("name", ["val.txt", "train.txt"])
@@ -183,12 +183,12 @@ def test_a_required_single_file_that_is_not_the_published_one_is_not_taken(
     with Proxy(world.http.port, world.https.port, down) as proxy:
         result = fetch(world, proxy, tmp_path)
     assert result.returncode == 1 and f"does not give the published {name}" in result.stderr
-    assert delivered(tmp_path) == {}
+    assert read_data(tmp_path) == {}
 
 
 @pytest.mark.parametrize("reply", [Reply(status=404), Reply(body=b"other"), Reply(body=b"<!DOCTYPE html><p>Sorry")])
 def test_the_two_files_of_the_other_repository_may_be_missing(
-    reply: Reply, world: World, tmp_path: Path, small: dict[str, bytes]
+    reply: Reply, world: World, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     extras = ("det_synset_words.txt", "imagenet.bet.pickle")
     for name in extras:
@@ -196,7 +196,7 @@ def test_the_two_files_of_the_other_repository_may_be_missing(
     with Proxy(world.http.port, world.https.port) as proxy:
         result = fetch(world, proxy, tmp_path, f"https://{BVLC}")
     assert result.returncode == 0
-    assert delivered(tmp_path) == {name: data for name, data in small.items() if name not in extras}
+    assert read_data(tmp_path) == {name: data for name, data in sample_files.items() if name not in extras}
     assert "delivered without: det_synset_words.txt, imagenet.bet.pickle" in result.stderr
 
 
@@ -217,12 +217,12 @@ def test_single_files_outlive_a_bad_line_too(
     replies: tuple[Reply, ...],
     world: World,
     tmp_path: Path,
-    small: dict[str, bytes],
+    sample_files: dict[str, bytes],
 ) -> None:
-    world.https.serve(path(ON_GITHUB["train.txt"]), small["train.txt"], *replies)
+    world.https.serve(path(ON_GITHUB["train.txt"]), sample_files["train.txt"], *replies)
     with Proxy(world.http.port, world.https.port) as proxy:
         fetch(world, proxy, tmp_path, f"https://{BVLC}")
-    assert delivered(tmp_path) == small
+    assert read_data(tmp_path) == sample_files
     assert set(proxy.hosts) == {host(BVLC)}
 
 
@@ -239,7 +239,7 @@ def test_an_untrusted_certificate_means_that_nothing_is_asked(world: World, tmp_
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_cannot_be_reached_is_named_as_what_is_in_the_way(scheme: str, tmp_path: Path) -> None:
     proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
-    result = run(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
+    result = run_command(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
     assert re.search("^error: .*: no way to aux.invalid through the proxy: .*refused", result.stderr, re.MULTILINE)
 
 

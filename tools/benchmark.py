@@ -22,8 +22,8 @@ from typing import Callable, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import standin
-from home import ROOT, TAGS, Home
+import sample_archive
+from cm_home import ROOT, TAGS, CmHome
 
 LINE = 100e6 / 8  # bytes per second of a line of 100 Mbit/s
 PEER_TAGS = "bench,wget-then-tar"
@@ -92,10 +92,10 @@ class Bench:
         self.folder = folder
         self._count = 0
         (folder / "template").mkdir()
-        self._template = Home(folder / "template")
+        self._template = CmHome(folder / "template")
         self._add_script(PEER_TAGS, 'wget -q "$CM_WGET_URL" && mkdir data && tar -C data -xzf *.tar.gz && rm *.tar.gz')
         self._add_script(NOOP_TAGS, "true")
-        self._template.call("cm", "reindex", "repo", check=True)
+        self._template.run_command("cm", "reindex", "repo", check=True)
         without_isal = folder / "without" / "isal"
         without_isal.mkdir(parents=True)
         (without_isal / "__init__.py").write_text("raise ImportError('as if it were not installed')\n")
@@ -116,12 +116,12 @@ class Bench:
         (folder / "_cm.json").write_text(json.dumps(meta))
         (folder / "run.sh").write_text(command + "\n")
 
-    def home(self) -> Home:
+    def home(self) -> CmHome:
         """A cold home."""
         self._count += 1
         path = self.folder / f"home{self._count}"
         path.mkdir()
-        return Home(path, self._template)
+        return CmHome(path, self._template)
 
     def cold(self, tags: str, *words: str, isal: bool = False) -> Run:
         """The first call of a script in a home of its own."""
@@ -156,18 +156,18 @@ class Bench:
         """Seconds of the chain that the engine's own repository has for the same tags; None where it fails."""
         home = self.home()
         shutil.rmtree(home.script)
-        home.call("cm", "reindex", "repo", check=True)
+        home.run_command("cm", "reindex", "repo", check=True)
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
         words = [f"--tags={TAGS}", f"--const.CM_PACKAGE_URL={url}", f"--const.CM_DOWNLOAD_CHECKSUM={md5}", "--quiet"]
         began = time.monotonic()
-        done = home.call("cm", "run", "script", *words)
+        done = home.run_command("cm", "run", "script", *words)
         return time.monotonic() - began if done.returncode == 0 else None
 
 
-def timed(home: Home, *words: str, **env: str) -> float:
+def timed(home: CmHome, *words: str, **env: str) -> float:
     """Seconds of a command, which must succeed."""
     began = time.monotonic()
-    home.call(*words, check=True, **env)
+    home.run_command(*words, check=True, **env)
     return time.monotonic() - began
 
 
@@ -184,13 +184,13 @@ def compare(what: str, ours: Run, against: str, theirs: Run, pairs: int) -> Row:
     )
 
 
-def peak_memory(home: Home, *words: str) -> float:
+def peak_memory(home: CmHome, *words: str) -> float:
     """Peak resident memory of the fetcher, in MiB."""
     program = (
         "import re, sys; from imagenet_aux.__main__ import main; main(sys.argv[1:]);"
         "print('peak', re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    result = home.call(sys.executable, "-c", program, *words, check=True, PYTHONPATH=str(ROOT))
+    result = home.run_command(sys.executable, "-c", program, *words, check=True, PYTHONPATH=str(ROOT))
     return int(result.stdout.split("peak ")[1]) / 1024
 
 
@@ -251,7 +251,7 @@ def main() -> None:
 def measure(folder: Path, pairs: int, picture: Path | None) -> None:
     """Make what is needed, time it, and print the table."""
     archive = folder / "caffe_ilsvrc12.tar.gz"
-    archive.write_bytes(standin.pack(standin.members(standin.files())))
+    archive.write_bytes(sample_archive.pack_files(sample_archive.make_files()))
     known = f"--checksum={hashlib.sha256(archive.read_bytes()).hexdigest()}"
     fast, slow = started_server(archive, 0), started_server(archive, LINE)
     bench = Bench(folder)

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from home import ROOT, Home
+from cm_home import ROOT, CmHome
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-import derive
+import generate
 
 # What a README command needs beside the checkout: a package registry, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "_from.", "=...", "dockerfile")
@@ -34,9 +34,9 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", sorted(derive.DERIVED))
+@pytest.mark.parametrize("name", sorted(generate.GENERATED))
 def test_what_is_derived_is_what_deriving_gives(name: str) -> None:
-    assert (ROOT / name).read_text(encoding="utf-8") == derive.DERIVED[name](), "run: python tools/derive.py"
+    assert (ROOT / name).read_text(encoding="utf-8") == generate.GENERATED[name](), "run: python tools/generate.py"
 
 
 def strings(path: Path) -> list[str]:
@@ -65,38 +65,38 @@ def test_each_error_that_is_explained_is_one_that_is_said(error: str) -> None:
 
 
 @pytest.fixture
-def filled(home: Home, tmp_path: Path, archive: bytes) -> Home:
+def filled(home: CmHome, tmp_path: Path, archive: bytes) -> CmHome:
     """A home with the set in its cache, so that no command needs a mirror; and the checkout as its folder."""
     (tmp_path / "a.tar.gz").write_bytes(archive)
-    home.exported(f"--url={tmp_path / 'a.tar.gz'}")
+    home.export_keys(f"--url={tmp_path / 'a.tar.gz'}")
     shutil.copytree(ROOT / "imagenet_aux", home.path / "imagenet_aux")
     return home
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
-def test_each_command_of_the_readme_works(line: str, filled: Home, bash: str) -> None:
+def test_each_command_of_the_readme_works(line: str, filled: CmHome, bash: str) -> None:
     if line in RUN_BY_OTHERS or any(word in line for word in NEEDS_NETWORK):
         pytest.skip(f"needs the network, or is run elsewhere: {line}")
     if line.startswith("git clone"):
         shutil.rmtree(filled.script)
         line = f"cd '{ROOT.as_posix()}' && {line}"
-    result = filled.call(bash, "-c", line)
+    result = filled.run_command(bash, "-c", line)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("program", blocks("README.md", "python"))
-def test_the_python_of_the_readme_works(program: str, filled: Home) -> None:
-    said = filled.call(sys.executable, "-c", program, check=True).stdout
-    assert said.splitlines()[-1] == str(filled.entries()[0] / "data")
+def test_the_python_of_the_readme_works(program: str, filled: CmHome) -> None:
+    said = filled.run_command(sys.executable, "-c", program, check=True).stdout
+    assert said.splitlines()[-1] == str(filled.cache_entries()[0] / "data")
 
 
-def test_the_commands_of_readme_extra_for_use_without_cm_work(home: Home, bash: str, archive: bytes) -> None:
+def test_the_commands_of_readme_extra_for_use_without_cm_work(home: CmHome, bash: str, archive: bytes) -> None:
     shared = home.path / "shared"
     shared.mkdir()
     (shared / "caffe_ilsvrc12.tar.gz").write_bytes(archive)
     block = next(block for block in blocks("README-extra.md", "bash") if "imagenet_aux show" in block)
     lines = block.replace("/shared", shared.as_posix()).splitlines()
-    codes = [home.call(bash, "-c", line, PYTHONPATH=str(ROOT)).returncode for line in lines]
+    codes = [home.run_command(bash, "-c", line, PYTHONPATH=str(ROOT)).returncode for line in lines]
     assert codes == [0, 0, 1], "1: the stand-in is not the published set"
 
 

@@ -14,14 +14,14 @@ from types import ModuleType
 from typing import Iterator
 
 import pytest
-from command import UNMEASURED
-from home import ROOT, environment
+from cm_home import ROOT, clean_env
+from command import NO_COVERAGE
 
 pytestmark = pytest.mark.xdist_group("wine")  # one Windows at a time: two that are being made fail now and then
 WINDOWS = sys.platform == "win32"
 WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
-ENV = environment(**UNMEASURED)  # what the probe runs through is not to be measured
+ENV = clean_env(**NO_COVERAGE)  # what the probe runs through is not to be measured
 
 # In the place of the package: says which words it is given, and ends with the code it is told.
 PROBE = """\
@@ -241,7 +241,7 @@ def test_what_the_user_said_outlives_the_script_that_the_engine_writes_on_window
     source: str, cmd: Cmd, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = script_in(tmp_path / "script")
-    monkeypatch.setattr(os, "environ", environment())
+    monkeypatch.setattr(os, "environ", clean_env())
     before = dict(os.environ)
     env = {"CM_WGET_URL": source, "CM_IMAGENET_AUX_CHECKSUM": "0" * 32, "CM_TMP_CURRENT_PATH": str(tmp_path)}
     assert loaded(ROOT / "customize.py").preprocess({"env": env, "input": {"url": source}}) == {"return": 0}

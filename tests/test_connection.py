@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import standin
-from command import UNMEASURED, delivered, run
+import sample_archive
+from command import NO_COVERAGE, read_data, run_command
 from server import Reply, Server
 
-FILES = standin.files(0.01)
-ARCHIVE = standin.pack(standin.members(FILES))
+FILES = sample_archive.make_files(0.01)
+ARCHIVE = sample_archive.pack_files(FILES)
 # Another set, other from its first file on; its archive, and the same as long as the first one.
 LATER_FILES = {**FILES, "det_synset_words.txt": b"other words\n"}
-LATER = standin.pack(standin.members(LATER_FILES))
+LATER = sample_archive.pack_files(LATER_FILES)
 SAME_LENGTH = LATER + bytes(len(ARCHIVE) - len(LATER))
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>\n"
@@ -54,9 +54,14 @@ def flipped(at: int, data: bytes = ARCHIVE) -> bytes:
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
 
+def pack_tar(files: dict[str, bytes]) -> bytes:
+    """Pack these files into an uncompressed tar."""
+    return sample_archive.pack_tar(sample_archive.tar_entries(files))
+
+
 def packed(name: str) -> bytes:
     """An archive of one file of that name."""
-    return standin.pack([(standin.entry(name, size=2), b"hi")])
+    return sample_archive.pack([(sample_archive.tar_info(name, size=2), b"hi")])
 
 
 # What can be saved
@@ -116,7 +121,7 @@ SAVED = [
     Saved("no length", (Reply(length=False),)),
     Saved("no validators", (Reply(etag=""),)),
     Saved("chunked", (Reply(chunked=True),)),
-    Saved("chunked in small pieces", (Reply(chunked=True, piece=1000),)),
+    Saved("chunked in small pieces", (Reply(chunked=True, chunk_size=1000),)),
     Saved("the connection stays open", (Reply(then="stall"),), seconds=(0, 10)),
     Saved("the connection stays open, chunked", (Reply(then="stall", chunked=True),), seconds=(0, 10)),
     Saved("labelled as gzip-encoded", (labelled(Content_Encoding="gzip"),)),
@@ -124,7 +129,7 @@ SAVED = [
     Saved("labelled as of an unknown encoding", (labelled(Content_Encoding="zstd, br"),)),
     Saved("labelled as a page", (labelled(Content_Type="text/html; charset=utf-8"),)),
     Saved("a length that is none", (labelled(Content_Length="\xb2"),)),
-    Saved("drips slowly", (Reply(piece=4096, pause=0.05),)),
+    Saved("drips slowly", (Reply(chunk_size=4096, pause=0.05),)),
     # Busy
     Saved("429, Retry-After in seconds", (busy(429, Retry_After="2"), GOOD), (0, 0), seconds=(2, 8)),
     Saved("429, Retry-After as a date", (Reply(429, {"Retry-After": soon}, b""), GOOD), (0, 0), seconds=(1.5, 8)),
@@ -176,19 +181,19 @@ SAVED = [
 def test_what_can_be_saved_ends_in_the_whole_set(fault: Saved, server: Server, tmp_path: Path) -> None:
     url = server.serve("a.tar.gz", ARCHIVE, *fault.replies)
     began = time.monotonic()
-    result = run(tmp_path, "fetch", url)
+    result = run_command(tmp_path, "fetch", url)
     took = time.monotonic() - began
     assert result.returncode == 0, result.stderr
-    assert delivered(tmp_path) == dict(fault.content)
+    assert read_data(tmp_path) == dict(fault.content)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert tuple(asked_from(server, "a.tar.gz")) == fault.asked, result.stderr
     assert fault.seconds[0] <= took <= fault.seconds[1]
 
 
 def test_what_drips_until_it_stalls_is_resumed(server: Server, tmp_path: Path) -> None:
-    url = server.serve("a.tar.gz", ARCHIVE, Reply(piece=10, pause=0.1), GOOD)
-    result = run(tmp_path, "fetch", url)
-    assert delivered(tmp_path) == FILES, result.stderr
+    url = server.serve("a.tar.gz", ARCHIVE, Reply(chunk_size=10, pause=0.1), GOOD)
+    result = run_command(tmp_path, "fetch", url)
+    assert read_data(tmp_path) == FILES, result.stderr
     begun, resumed = asked_from(server, "a.tar.gz")
     assert begun == 0 < resumed < 4096
 
@@ -197,33 +202,33 @@ def test_what_drips_until_it_stalls_is_resumed(server: Server, tmp_path: Path) -
 def test_the_rest_of_another_version_is_not_joined_even_where_it_fits(
     names: dict[str, Any], server: Server, tmp_path: Path
 ) -> None:
-    tar = standin.pack_tar(standin.members(FILES))
-    changed = standin.pack_tar(standin.members({**FILES, "val.txt": FILES["val.txt"].replace(b"1", b"2")}))
+    tar = pack_tar(FILES)
+    changed = pack_tar({**FILES, "val.txt": FILES["val.txt"].replace(b"1", b"2")})
     middle = tar.index(FILES["val.txt"]) - 512
     begin = gzip.compress(tar[:middle], 0)
     later = {"etag": '"2"'} if names["etag"] else {"etag": "", "headers": {"Last-Modified": "2"}}
     old = Reply(body=begin + gzip.compress(tar[middle:], 0), stop_at=len(begin), **names)
     new = Reply(body=gzip.compress(changed[:middle], 0) + gzip.compress(changed[middle:], 0), if_range=False, **later)
     assert len(old.body or b"") == len(new.body or b""), "what does not fit is found out anyway"
-    run(tmp_path, "fetch", server.serve("a.tar.gz", b"", old, new))
+    run_command(tmp_path, "fetch", server.serve("a.tar.gz", b"", old, new))
     assert asked_from(server, "a.tar.gz") == [0, len(begin), 0]
 
 
 def test_a_rest_that_fits_but_is_not_what_the_checksum_says_is_asked_for_again(server: Server, tmp_path: Path) -> None:
-    tar = standin.pack_tar(standin.members(FILES))
+    tar = pack_tar(FILES)
     begin = gzip.compress(b"")
     good, other = (begin + gzip.compress(tar, mtime=second) for second in (1, 2))
     assert len(good) == len(other), "what does not fit is found out anyway"
     replies = [Reply(body=good, etag="", stop_at=len(begin)), Reply(body=other, etag=""), Reply(body=good)]
     url = server.serve("a.tar.gz", b"", *replies)
-    result = run(tmp_path, "fetch", url, "--checksum", hashlib.sha256(good).hexdigest())
+    result = run_command(tmp_path, "fetch", url, "--checksum", hashlib.sha256(good).hexdigest())
     assert result.returncode == 0, result.stderr
     assert asked_from(server, "a.tar.gz") == [0, len(begin), 0]
 
 
 def asked_from(server: Server, name: str) -> list[int]:
     """From which byte on each request asked."""
-    ranges = [headers.get("Range", "bytes=0-") for headers in server.asked(name)]
+    ranges = [headers.get("Range", "bytes=0-") for headers in server.requests_for(name)]
     return [int(asked[len("bytes=") : -1]) for asked in ranges]
 
 
@@ -261,7 +266,7 @@ def body(data: bytes, **more: bool) -> tuple[Reply, ...]:
     return (Reply(body=data, length=more.get("length", True)),)
 
 
-DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, piece=1, pause=0.3)
+DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, chunk_size=1, pause=0.3)
 STEERING = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
@@ -302,15 +307,15 @@ LOST = [
     Lost("an HTML page after a byte order mark", r"is a page of HTML", body(b"\xef\xbb\xbf" + HTML), requests=1),
     Lost("an XHTML page", r"is a page of HTML", body(b'<?xml version="1.0"?>\n' + HTML), requests=1),
     Lost("an HTML page without a length", r"is a page of HTML", body(HTML, length=False), requests=1),
-    Lost("an HTML page that drips", r"is a page of HTML", (Reply(body=HTML, piece=3, pause=0.01),), requests=1),
-    Lost("a page after blanks", r"is a page", (Reply(body=b" \n" * 9 + HTML, piece=3, pause=0.01),), requests=1),
+    Lost("an HTML page that drips", r"is a page of HTML", (Reply(body=HTML, chunk_size=3, pause=0.01),), requests=1),
+    Lost("a page after blanks", r"is a page", (Reply(body=b" \n" * 9 + HTML, chunk_size=3, pause=0.01),), requests=1),
     Lost("blanks without end", r"no gzip archive", (Reply(body=b" " * 65536, endless=True, length=False),), requests=1),
     Lost("an empty body", r"is empty", body(b""), requests=1),
     Lost("an empty body without a length", r"is empty", body(b"", length=False), requests=1),
     Lost("one byte", r"is no gzip archive", body(b"\x1f"), requests=1),
     Lost("garbage", r"is no gzip archive", body(bytes(range(256)) * 99), requests=1),
     Lost("comments without end", r"is a page of HTML", body(b"<!---->" * 999), requests=1),
-    Lost("a plain tar", r"is no gzip archive", body(standin.pack_tar(standin.members(FILES))), requests=1),
+    Lost("a plain tar", r"is no gzip archive", body(pack_tar(FILES)), requests=1),
     Lost("garbage after the magic", r"is damaged", body(b"\x1f\x8b" + b"garbage" * 99), requests=1),
     Lost("a gzip of a text", r"holds no tar", body(gzip.compress(b"val.txt " * 999)), requests=1),
     Lost("a gzip of a short text", r"holds no tar", body(gzip.compress(b"Hello")), requests=1),
@@ -318,7 +323,7 @@ LOST = [
     Lost("a gzip of a page", r"holds no tar", body(gzip.compress(HTML * 20)), requests=1),
     Lost("a gzip of nothing", r"holds no tar", body(gzip.compress(b"")), requests=1),
     Lost("a gzip of a gzip", r"holds no tar", body(gzip.compress(ARCHIVE)), requests=1),
-    Lost("an empty archive", r"none of the eight files", body(standin.pack([])), requests=1),
+    Lost("an empty archive", r"none of the eight files", body(sample_archive.pack([])), requests=1),
     Lost("none of the eight files", r"none of the eight files", body(packed("notes.txt")), requests=1),
     # The archive is damaged, though it came whole
     *[Lost(f"a bit flipped at {at}", r"damaged", body(flipped(at)), requests=1) for at in (12, 999, CUT, -99, -12)],
@@ -381,14 +386,14 @@ def test_what_cannot_be_saved_ends_in_its_reason_and_the_next_call_works(
     here = tmp_path / "here"
     here.mkdir()
     began = time.monotonic()
-    result = run(here, "fetch", fault.source.format(url=url, **places))
+    result = run_command(here, "fetch", fault.source.format(url=url, **places))
     took = time.monotonic() - began
     assert result.returncode == 1, result.stderr
     assert re.search(f"^error: .*(?:{fault.reason})", result.stderr, re.MULTILINE), result.stderr
     assert list(here.iterdir()) == []
-    assert len(server.asked("a.tar.gz")) == (fault.requests if fault.source == "{url}" else 0)
+    assert len(server.requests_for("a.tar.gz")) == (fault.requests if fault.source == "{url}" else 0)
     assert took <= fault.seconds
 
-    result = run(here, "fetch", server.serve("b.tar.gz", ARCHIVE), **UNMEASURED)
+    result = run_command(here, "fetch", server.serve("b.tar.gz", ARCHIVE), **NO_COVERAGE)
     assert result.returncode == 0, result.stderr
-    assert delivered(here) == FILES
+    assert read_data(here) == FILES

@@ -1,0 +1,115 @@
+"""Run CM from PyPI in a temporary home that contains the script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TAGS = "get,aux,imagenet-aux"
+WINDOWS = sys.platform == "win32"
+
+# Everything else, such as PYTHON*, REQUESTS_CA_BUNDLE, NETRC, proxies, CM_* and MLC_*, would change the results.
+_INHERITED = re.compile(
+    "PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_.*|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|COVERAGE_.*"
+    "|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES.*"
+    "|NUMBER_OF_PROCESSORS|PROCESSOR_.*|OS"
+)
+
+
+class CmHome:
+    """A HOME with an own CM installation folder and an empty cache.
+
+    Parameters
+    ----------
+    path : Path
+        An empty folder.
+    template : CmHome, optional
+        A home to copy the index of the engine's scripts from, which saves two seconds.
+    """
+
+    def __init__(self, path: Path, template: CmHome | None = None) -> None:
+        self.path = path
+        self.cm = path / "CM"
+        search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = clean_env(HOME=str(path), USERPROFILE=str(path), CM_REPOS=str(self.cm), PATH=search_path)
+        if template:
+            shutil.copytree(template.cm, self.cm)
+            index = self.cm / "index.json"
+            old, new = (json.dumps(str(cm))[1:-1] for cm in (template.cm, self.cm))
+            index.write_text(index.read_text().replace(old, new))
+        else:
+            self.script.parent.mkdir(parents=True)
+            shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+            self.run_command("cm", "reindex", "repo", check=True)
+
+    @property
+    def script(self) -> Path:
+        """Return the script's folder in the ``local`` repository."""
+        return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
+
+    def resolve_command(self, command: str, *args: object) -> list[str]:
+        """Look the command up on this home's PATH; Windows would search the parent's PATH first."""
+        return [shutil.which(command, path=self.env["PATH"]) or command, *map(str, args)]
+
+    def run_command(self, *command: Any, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in this home."""
+        result = subprocess.run(
+            self.resolve_command(*command),
+            cwd=self.path,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def run_script(self, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run ``cm run script --tags=get,aux,imagenet-aux`` with further arguments."""
+        return self.run_command("cm", "run", "script", f"--tags={TAGS}", *args, **env)
+
+    def run_api(self, **call: Any) -> dict[str, Any]:
+        """Call ``cmind.access`` in a subprocess and return its result."""
+        call = {"action": "run", "automation": "script", "quiet": True, **call}
+        program = (
+            "import json, sys, cmind; r = cmind.access(json.loads(sys.argv[1]));"
+            "json.dump({k: r.get(k) for k in ('return', 'error', 'new_env')}, open(sys.argv[2], 'w'))"
+        )
+        result_file = self.path / "result.json"
+        self.run_command(sys.executable, "-c", program, json.dumps(call), result_file, check=True)
+        result: dict[str, Any] = json.loads(result_file.read_text())
+        return result
+
+    def export_keys(self, *args: object) -> dict[str, str]:
+        """Run the script and return the keys that it exports."""
+        result = self.run_script(*args, "-j")
+        assert result.returncode == 0, result.stdout + result.stderr
+        printed = result.stderr[result.stderr.index("{\n") :]
+        new_env: dict[str, str] = json.JSONDecoder().raw_decode(printed)[0]["new_env"]
+        return new_env
+
+    def cache_entries(self) -> list[Path]:
+        """List the folders in the cache."""
+        cache = self.cm / "repos" / "local" / "cache"
+        return sorted(cache.iterdir()) if cache.is_dir() else []
+
+    def leftovers(self) -> list[str]:
+        """List the files in the cache entries that are neither data nor written by the engine."""
+        expected = ("data", "_cm.json", "cm-cached-state.json")
+        found = [path for entry in self.cache_entries() for path in entry.iterdir() if path.name not in expected]
+        return [str(path) for path in found if not path.name.startswith("tmp-") or "aux" in path.name]
+
+
+def clean_env(**variables: str) -> dict[str, str]:
+    """Return a short list of inherited environment variables, and these."""
+    inherited = {key: value for key, value in os.environ.items() if _INHERITED.fullmatch(key.upper())}
+    return {**inherited, "PYTHONIOENCODING": "utf-8", **variables}  # Windows would pipe another encoding

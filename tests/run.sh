@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# Runs all checks: lints and tests, and measures what the tests have run. Creates .venv first if needed.
-#   bash tests/run.sh               everything
-#   bash tests/run.sh ARGUMENTS     pytest with these arguments and nothing else, such as -k mirrors
-#   PYTHON=python3.8 bash tests/run.sh    with another Python than python3; it replaces a .venv of another version
+# Runs all checks: lints, tests, and measures which lines the tests ran. Creates .venv first if needed.
+#   bash tests/run.sh                     everything
+#   bash tests/run.sh ARGUMENTS           pytest alone, with these arguments, such as -k mirrors
+#   PYTHON=python3.8 bash tests/run.sh    with this Python; replaces a .venv of another version
+#   REQUESTS=2.28.1 bash tests/run.sh tests/test_connection.py    with this release of requests
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
-install --requirement tests/requirements.txt
+if [ -n "${REQUESTS:-}" ]; then
+  # In place of mypy's types for requests, which need urllib3 2.
+  sed "s/^types-requests.*/requests==$REQUESTS/" tests/requirements.txt >"$TMPDIR/requirements.txt"
+  install --requirement "$TMPDIR/requirements.txt" urllib3==1.26.12
+else
+  install --requirement tests/requirements.txt
+fi
 if [ $# -gt 0 ]; then
   "$bin/python" -m pytest "$@"
   exit
@@ -20,8 +27,8 @@ fi
 "$bin/python" -c 'import os, sysconfig
 with open(os.path.join(sysconfig.get_path("purelib"), "measure.pth"), "w") as file:
     file.write("import os; os.environ.get(\"COVERAGE_PROCESS_START\") and __import__(\"coverage\").process_startup()\n")'
-mkdir -p .venv/coverage
-export COVERAGE_PROCESS_START=$PWD/pyproject.toml COVERAGE_FILE=$PWD/.venv/coverage/data
+mkdir -p "$venv/coverage"
+export COVERAGE_PROCESS_START=$PWD/pyproject.toml COVERAGE_FILE=$PWD/$venv/coverage/data
 "$bin/coverage" erase
 "$bin/python" -m pytest
 "$bin/coverage" combine --quiet

@@ -90,6 +90,13 @@ def test_unusable_venv_is_recreated(project: Project, bash: str, damage: str) ->
     assert project.created() == 2
 
 
+def test_release_of_requests_has_its_own_venv(project: Project, bash: str) -> None:
+    project.run(bash, REQUESTS="2.28.1")
+    project.run(bash)
+    assert project.created() == 2
+    assert (project.path / ".venv-requests-2.28.1").is_dir()
+
+
 def test_temporary_folder_is_removed_on_exit(project: Project, bash: str, tmp_path: Path) -> None:
     printed = project.run(bash, TMPDIR=str(tmp_path))
     assert printed.startswith(str(tmp_path))

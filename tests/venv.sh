@@ -3,21 +3,23 @@
 #
 # PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path, and replaces a .venv of another version.
 #                 Without it, a .venv that works is kept, and a new one is created with python3.
+# REQUESTS=X.Y.Z  uses this release of requests, and a urllib3 of its time, in an environment beside .venv.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+venv=.venv${REQUESTS:+-requests-$REQUESTS}
 python=${PYTHON:-}
 # shellcheck disable=SC2086 # names without blanks
 unset ${!PYTHON*} # PYTHONPATH, PYTHONOPTIMIZE and others change what the checks run
 
 find_bin() {
-  bin=.venv/bin
-  if [ -d .venv/Scripts ]; then
-    bin=.venv/Scripts
+  bin=$venv/bin
+  if [ -d "$venv/Scripts" ]; then
+    bin=$venv/Scripts
   fi
 }
 
-# Check that .venv has pip and the version that PYTHON has, was created in this folder (its scripts contain the path), and
-# has no package whose installation was interrupted (pip writes RECORD last).
+# Check that the environment has pip and the version that PYTHON has, was created in this folder (its scripts contain the
+# path), and has no package whose installation was interrupted (pip writes RECORD last).
 is_usable() {
   "$bin/python" -m pip --version && "$bin/python" - "$bin" "$@" <<'END'
 import pathlib, sys, sysconfig
@@ -38,8 +40,8 @@ install() {
 find_bin
 version=${python:+$("$python" -c 'import sys; print(sys.version)')}
 if ! is_usable ${version:+"$version"} >/dev/null 2>&1; then
-  echo "Creating .venv ..."
-  "${python:-python3}" -m venv --clear .venv
+  echo "Creating $venv ..."
+  "${python:-python3}" -m venv --clear "$venv"
   find_bin
 fi
 

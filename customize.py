@@ -52,6 +52,7 @@ def preprocess(i):
             "CM_IMAGENET_AUX_SOURCE": source,
             "CM_IMAGENET_AUX_CHECKSUM": checksum,
             "CM_IMAGENET_AUX_PYTHON": sys.executable,
+            "CM_IMAGENET_AUX_REPLACE": "--replace",
             _OUTCOME: os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json"),
         }
     )

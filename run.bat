@@ -7,7 +7,7 @@ rem Delayed expansion: what the orders say is not read again by cmd, which would
 setlocal EnableDelayedExpansion
 if not defined CM_IMAGENET_AUX_PYTHON set "CM_IMAGENET_AUX_PYTHON=python"
 if not defined CM_IMAGENET_AUX_SOURCE set "CM_IMAGENET_AUX_SOURCE=!CM_WGET_URL!"
-"!CM_IMAGENET_AUX_PYTHON!" -m imagenet_aux fetch "--checksum=!CM_IMAGENET_AUX_CHECKSUM!" "--outcome=!CM_IMAGENET_AUX_OUTCOME!" -- "!CM_IMAGENET_AUX_SOURCE!"
+"!CM_IMAGENET_AUX_PYTHON!" -m imagenet_aux fetch "--checksum=!CM_IMAGENET_AUX_CHECKSUM!" "--result=!CM_IMAGENET_AUX_OUTCOME!" !CM_IMAGENET_AUX_REPLACE! -- "!CM_IMAGENET_AUX_SOURCE!"
 rem Where the outcome is to be written down, postprocess says how it went, a kill included.
 if defined CM_IMAGENET_AUX_OUTCOME exit /b 0
 exit /b !ERRORLEVEL!

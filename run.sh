@@ -6,5 +6,6 @@ here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
 # With an outcome file it always ends well: postprocess reads there how it went, and without one says that it was killed.
 PYTHONSAFEPATH=1 PYTHONPATH="${here:-.}${PYTHONPATH:+:$PYTHONPATH}" \
   "${CM_IMAGENET_AUX_PYTHON:-python3}" -m imagenet_aux fetch \
-  --checksum="${CM_IMAGENET_AUX_CHECKSUM:-}" --outcome="${CM_IMAGENET_AUX_OUTCOME:-}" -- \
+  --checksum="${CM_IMAGENET_AUX_CHECKSUM:-}" --result="${CM_IMAGENET_AUX_OUTCOME:-}" \
+  ${CM_IMAGENET_AUX_OUTCOME:+--replace} -- \
   "${CM_IMAGENET_AUX_SOURCE:-${CM_WGET_URL:-}}" || [ -n "${CM_IMAGENET_AUX_OUTCOME:-}" ]

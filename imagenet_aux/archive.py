@@ -1,19 +1,21 @@
-"""Bytes to members: a gzip-compressed tar, read once from front to back, and refused when it is hostile.
+"""Unpack a gzip-compressed tar from a stream of bytes; refuse hostile archives.
 
-Nothing here writes to disk. Memory stays at a few chunks, whatever a header claims. A member is a regular file
-whose name is wanted; everything that could put bytes anywhere else ends the reading with `ArchiveError`.
+Nothing here writes to disk. Memory stays at a few chunks, whatever a header claims. Only regular files and folders with
+safe names are accepted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import tarfile
-from typing import Collection, Generator, Iterable, Iterator, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Collection, Generator, Iterable, Iterator, NamedTuple
 
-from .contents import MAX_BYTES
-from .errors import SourceError
-from .prefetch import prefetch
+from .errors import ContentError, shorten
+from .manifest import MAX_BYTES
+from .transfer import limit_size
 
 try:
     from isal import isal_zlib as zlib  # the same interface, about three times as fast
@@ -23,21 +25,30 @@ except ImportError:
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 10_000
-_PIECE = 1 << 18
+_MAX_GZIP_HEADER_BYTES = 1 << 17
+_CHUNK_BYTES = 1 << 18
 
-_GZIP = 16 + zlib.MAX_WBITS  # has zlib check the header, the CRC and the length of each gzip member
-_MAGIC = b"\x1f\x8b"
+_GZIP = 16 + zlib.MAX_WBITS  # zlib then checks the header, the CRC and the length of each gzip member
+_GZIP_MAGIC = b"\x1f\x8b"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"BZh": "a bzip2 archive",
+}
 _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
-# These would give a file another name, length or shape than its own header says.
+# These would give a file a different name, size or shape than its own header does.
 _PAX_OVERRIDES = re.compile(rb"path|linkpath|size|charset|hdrcharset|GNU\.sparse\..*|SCHILY\.realsize")
 
 
-class ArchiveError(SourceError):
-    """The bytes are not an archive, or not one that may be unpacked."""
+class ArchiveError(ContentError):
+    """The bytes are not a gzip-compressed tar, or not a safe one."""
 
 
-class CutShort(ArchiveError):
+class TruncatedArchive(ArchiveError):
     """The bytes end before the archive does."""
+
+    may_be_incomplete = True
 
 
 class Member(NamedTuple):
@@ -46,199 +57,293 @@ class Member(NamedTuple):
     Attributes
     ----------
     name : str
-        Its plain name, without folders.
+        Its name, without folders.
+    size : int
+        In bytes.
     chunks : iterator of bytes
-        What it holds; to be taken before the next member is.
+        Its content; consume it before the next member.
     """
 
     name: str
+    size: int
     chunks: Iterator[bytes]
 
 
-def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Iterator[Member]:
-    """The wanted files of a gzip-compressed tar, each once, in the order in which they come.
+def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
+    """Yield the wanted files of a gzip-compressed tar, each once, in the archive's order.
 
-    The last member is followed by the rest of the stream, up to the end of *chunks*: only a reader that has come to
-    the end of this iterator knows that checksums and trailers were right.
+    After the last member the rest of the stream is read: checksums and trailers are verified only once the iterator is
+    exhausted.
 
     Parameters
     ----------
     chunks : iterable of bytes
-        The archive, in pieces of any size.
+        The archive, in chunks of any size.
     wanted : collection of str
-        The plain names of the files to yield. Other regular files and folders are passed over.
+        Names of the files to yield. Other regular files and folders are skipped.
 
     Yields
     ------
     Member
-        A file's name and its bytes, to be taken before the next one is.
+        A file's name, size and content.
 
     Raises
     ------
     ArchiveError
-        If it is no such archive, is damaged, or holds what an honest one of these files does not: links, devices,
-        names that lead elsewhere or stand twice, overrides, absurd sizes or numbers.
+        If the archive is damaged or hostile: links, devices, unsafe or duplicate names, pax overrides, absurd sizes or
+        numbers of entries.
+    TruncatedArchive
+        If the archive ends early.
     """
-    packed = _limited(_with_magic(chunks), "is larger than")
-    tar = _Blocks(prefetch(_limited(_inflate(packed), "unpacks to more than")))
+    compressed = limit_size(_require_gzip(chunks), ArchiveError(f"larger than {MAX_BYTES >> 20} MiB"))
+    gzip = _Gzip()
+    with contextlib.closing(_decompress(compressed, gzip)) as decompressed:
+        tar = _TarReader(limit_size(decompressed, ArchiveError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
+        yield from _wanted_members(tar, wanted)
+        if tar.is_at_end and gzip.has_trailing_bytes:
+            raise TruncatedArchive("truncated: the tar has no end-of-archive block, and other bytes follow it")
+
+
+def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member]:
     seen: set[str] = set()
+    is_after_pax = False
     for entry in itertools.count(1):
-        block = tar.read(tarfile.BLOCKSIZE)
+        block = tar.read_block(may_end=not is_after_pax)
         if not any(block):
-            tar.finish()
+            tar.skip_rest()
             return
         if entry > _MAX_ENTRIES:
-            raise ArchiveError(f"holds more than {_MAX_ENTRIES} entries; that cannot be right")
-        header = _header(block)
-        if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+            raise ArchiveError(f"more than {_MAX_ENTRIES} entries")
+        header = _parse_header(block)
+        is_after_pax = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if is_after_pax:
             _check_pax(tar.read_padded(header.size))
             continue
         name = _file_name(header, wanted)
         content = tar.chunks(header.size)
         if name in wanted:
             if name in seen:
-                raise ArchiveError(f"holds {name} twice")
+                raise ArchiveError(f"duplicate entry {name}")
             seen.add(name)
-            yield Member(name, content)
+            yield Member(name, header.size, content)
         for _unread in content:
             pass
         tar.read(-header.size % tarfile.BLOCKSIZE)
 
 
-class _Blocks:
-    """What a tar is cut from: counted bytes, taken from the front."""
+class _TarReader:
+    """Cut decompressed chunks into the blocks and files of a tar."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._piece = b""
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = b""
         self._position = 0
+        self.is_at_end = False
 
     def chunks(self, count: int) -> Iterator[bytes]:
-        """The next *count* bytes, in pieces as they come."""
+        """Yield the next *count* bytes as they arrive."""
         while count > 0:
-            if self._position == len(self._piece):
-                self._piece, self._position = next(self._pieces, b""), 0
-                if not self._piece:
-                    raise CutShort("is cut short: its bytes end in the middle of the tar")
-            part = self._piece[self._position : self._position + count]
+            if not self._fill():
+                raise TruncatedArchive("truncated: the bytes end in the middle of the tar")
+            part = self._chunk[self._position : self._position + count]
             self._position += len(part)
             count -= len(part)
             yield part
 
     def read(self, count: int) -> bytes:
-        """The next *count* bytes, at once."""
+        """Return the next *count* bytes."""
         return b"".join(self.chunks(count))
 
+    def read_block(self, may_end: bool) -> bytes:
+        """Return the next header block; empty at the end of the stream, where that is allowed."""
+        self.is_at_end = may_end and not self._fill()
+        return b"" if self.is_at_end else self.read(tarfile.BLOCKSIZE)
+
     def read_padded(self, count: int) -> bytes:
-        """The next *count* bytes of a bounded header, without the padding that follows them."""
+        """Return the next *count* bytes and skip the padding after them."""
         if count > _MAX_PAX_BYTES:
-            raise ArchiveError(f"has a header of {count} bytes")
+            raise ArchiveError(f"pax header of {count} bytes: expected at most {_MAX_PAX_BYTES}")
         content = self.read(count)
         self.read(-count % tarfile.BLOCKSIZE)
         return content
 
-    def finish(self) -> None:
-        """Read on to the end, where the checksums stand."""
-        for _ in self._pieces:
+    def skip_rest(self) -> None:
+        """Read to the end of the stream, which verifies the gzip trailer."""
+        for _ in self._chunks:
             pass
 
-
-def _limited(chunks: Iterable[bytes], reason: str) -> Generator[bytes, None, None]:
-    """The same bytes, unless they are more than anything of this set has."""
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > MAX_BYTES:
-            raise ArchiveError(f"{reason} {MAX_BYTES >> 20} MiB; that cannot be right")
-        yield chunk
+    def _fill(self) -> bool:
+        """Make sure that there are bytes; return False at the end of the stream."""
+        if self._position == len(self._chunk):
+            self._chunk, self._position = next(self._chunks, b""), 0
+        return bool(self._chunk)
 
 
-def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """What a gzip file of one or more members holds, in pieces of at most 256 KiB."""
-    total = 0
-    gzip_members = 1
-    inflater = zlib.decompressobj(_GZIP)
-    for chunk in chunks:
-        more = True
-        while more:
-            if inflater.eof:
-                chunk = chunk.lstrip(b"\0")  # padding, as tapes leave it
-                if not chunk:
-                    break
-                gzip_members += 1
-                if gzip_members > _MAX_GZIP_MEMBERS:
-                    raise ArchiveError(f"has more than {_MAX_GZIP_MEMBERS} gzip members")
-                inflater = zlib.decompressobj(_GZIP)
-            try:
-                piece = inflater.decompress(chunk, _PIECE)
-            except zlib.error as error:  # type: ignore[misc]
-                raise ArchiveError(f"is damaged: {error}") from None
-            chunk = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            more = bool(chunk) or len(piece) == _PIECE  # a full piece: the inflater may hold back the next
-            total += len(piece)
-            if piece:
-                yield piece
-    if not inflater.eof:
-        raise CutShort("is cut short: its bytes end before the gzip trailer")
-    if total < tarfile.BLOCKSIZE:
-        raise ArchiveError(f"holds no tar: it unpacks to {total} bytes")
+class _Gzip:
+    """Decompress a gzip file of one or more members, chunk by chunk.
+
+    Attributes
+    ----------
+    can_read : bool
+        Whether `read` may return bytes without further input.
+    has_trailing_bytes : bool
+        Whether other bytes follow the last member. They are ignored, as gzip does.
+    """
+
+    def __init__(self) -> None:
+        self.can_read = False
+        self.has_trailing_bytes = False
+        self._input = b""
+        self._inflater: Any = None
+        self._members = 0
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Add compressed bytes."""
+        if not self.has_trailing_bytes:
+            self._input += chunk
+            self.can_read = True
+
+    def read(self) -> bytes:
+        """Return the next decompressed bytes, at most 256 KiB."""
+        self.can_read = bool(self._inflater) or self._start_member()
+        if not self.can_read:
+            return b""
+        try:
+            output: bytes = self._inflater.decompress(self._input, _CHUNK_BYTES)
+        except zlib.error as error:  # type: ignore[misc]
+            raise ArchiveError(f"damaged: {error}") from None
+        self._size += len(output)
+        is_full = len(output) == _CHUNK_BYTES  # the inflater may hold more output
+        if self._inflater.eof:
+            self._input, self._inflater = self._inflater.unused_data, None
+        else:
+            self._input = self._inflater.unconsumed_tail
+        self.can_read = is_full or bool(self._input)
+        return output
+
+    def finish(self) -> None:
+        """Raise `ArchiveError` unless the bytes so far are complete."""
+        if self._inflater or self._input:
+            raise TruncatedArchive("truncated: the bytes end before the gzip trailer")
+        if self._size < tarfile.BLOCKSIZE:
+            raise ArchiveError(f"not a tar: it unpacks to {self._size} bytes")
+
+    def _start_member(self) -> bool:
+        """Start the next gzip member once its header is complete; isal cannot parse a header in two parts."""
+        if self._members:
+            self._input = self._input.lstrip(b"\0")  # padding
+            if not _GZIP_MAGIC.startswith(self._input[:2]):
+                self._input, self.has_trailing_bytes = b"", True
+        if not _has_gzip_header(self._input):
+            if len(self._input) > _MAX_GZIP_HEADER_BYTES:
+                raise ArchiveError(f"gzip header larger than {_MAX_GZIP_HEADER_BYTES >> 10} KiB")
+            return False
+        self._members += 1
+        if self._members > _MAX_GZIP_MEMBERS:
+            raise ArchiveError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
+        self._inflater = zlib.decompressobj(_GZIP)
+        return True
 
 
-def _with_magic(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, once it is sure that they begin as a gzip file does."""
-    rest = iter(chunks)
+def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, None]:
+    """Yield decompressed chunks; a worker thread produces the next one while the caller uses the last one."""
+    with ThreadPoolExecutor(1) as worker:
+        output = b""
+        for chunk in chunks:
+            gzip.feed(chunk)
+            while gzip.can_read:
+                following = worker.submit(gzip.read)
+                if output:
+                    yield output
+                output = following.result()
+    if output:
+        yield output
+    gzip.finish()
+
+
+def _has_gzip_header(data: bytes) -> bool:
+    """Return whether the data begins with a complete gzip header (RFC 1952)."""
+    if len(data) < 12:  # the fixed fields, and the length of an extra field
+        return False
+    has_crc, has_extra, *has_text = (data[3] & flag for flag in (2, 4, 8, 16))
+    end = 10
+    if has_extra:
+        end += 2 + int.from_bytes(data[10:12], "little")
+    for _ in filter(None, has_text):  # file name and comment, zero-terminated
+        end = data.find(b"\0", end) + 1
+        if not end:
+            return False
+    return len(data) >= end + (2 if has_crc else 0)
+
+
+def _require_gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass chunks through; raise `ArchiveError` if they do not start like a gzip file."""
+    iterator = iter(chunks)
     start = b""
-    for chunk in rest:
+    for chunk in iterator:
         start += chunk
-        if len(start) >= len(_MAGIC):
+        if len(start) >= tarfile.BLOCKSIZE:
             break
     if not start:
-        raise ArchiveError("is empty")
-    if not start.startswith(_MAGIC):
-        raise ArchiveError(f"is no gzip archive: it begins with {start[:16]!r}")
+        raise ArchiveError("empty: expected a .tar.gz archive")
+    if not start.startswith(_GZIP_MAGIC):
+        raise ArchiveError(f"not gzip: expected a .tar.gz archive, got {_guess_format(start)}")
     yield start
-    yield from rest
+    yield from iterator
 
 
-def _header(block: bytes) -> tarfile.TarInfo:
+def _guess_format(start: bytes) -> str:
+    for magic, name in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            return f"{name}. Unpack it and pass the folder"
+    if start[257:262] == b"ustar":
+        return "an uncompressed tar. Unpack it and pass the folder"
+    return f"bytes that start with {start[:16]!r}"
+
+
+def _parse_header(block: bytes) -> tarfile.TarInfo:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError) as error:
-        raise ArchiveError(f"holds no tar, or a damaged one: {error}") from None
+        raise ArchiveError(f"not a tar, or a damaged one: {error}") from None
     if not 0 <= header.size <= MAX_BYTES:
-        raise ArchiveError(f"has an entry {header.name!r} of {header.size} bytes")
+        raise ArchiveError(f"entry {_quote(header.name)} of {header.size} bytes")
     return header
 
 
 def _check_pax(records: bytes) -> None:
-    """Refuse the records of a pax header that change what the plain header says."""
+    """Refuse pax records that change what the plain header states."""
     position = 0
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
-        if not record or int(record[1]) <= len(record[0]):  # a line feed ends it
-            raise ArchiveError("has a pax header that cannot be read")
+        if not record or int(record[1]) <= len(record[0]):  # a line feed ends the record
+            raise ArchiveError("invalid pax header")
         if _PAX_OVERRIDES.fullmatch(record[2]):
-            raise ArchiveError(f"has a pax header that overrides {record[2].decode(errors='backslashreplace')}")
+            raise ArchiveError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
         position += int(record[1])
     if position > len(records):
-        raise ArchiveError("has a pax header that cannot be read")
+        raise ArchiveError("invalid pax header")
 
 
 def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
-    """The plain name of a regular file, '' for a folder; all else is refused."""
+    """Return the name of a regular file without folders, and an empty name for a folder; refuse everything else."""
     name = header.name
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or name[:1] in ("", "/"):
-        raise ArchiveError(f"has an entry with the unsafe name {name!r}")
+        raise ArchiveError(f"unsafe entry name {_quote(name)}")
     if header.type == tarfile.DIRTYPE:
         folders, plain = parts, ""
     elif header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE and parts[-1] not in ("", "."):
         folders, plain = parts[:-1], parts[-1]
     else:
-        raise ArchiveError(f"has an entry {name!r} that is neither a regular file nor a folder (type {header.type!r})")
-    for folder in folders:
-        if folder in wanted:
-            raise ArchiveError(f"has a folder {name!r} under the name of a file")
+        raise ArchiveError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
+    if not set(folders).isdisjoint(wanted):
+        raise ArchiveError(f"folder {_quote(name)} has the name of a file")
     if not plain and header.size:
-        raise ArchiveError(f"has a folder {name!r} of {header.size} bytes")
+        raise ArchiveError(f"folder {_quote(name)} of {header.size} bytes")
     return plain
+
+
+def _quote(name: str) -> str:
+    return shorten(repr(name))

@@ -1,216 +1,365 @@
-"""Bytes over HTTP(S) that outlive a bad line.
+"""Resumable HTTP(S) downloads.
 
-The proxy variables, ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` are honoured as requests honours them, and
-certificates are always verified.
+requests honours the proxy variables, ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE`` and ``~/.netrc``. Certificates are
+always verified.
+
+The retry policy is `Download`: it resumes after a connection fault, restarts when the received bytes are of no use, and
+gives up when neither helps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
-import http.cookiejar
 import logging
 import re
+import socket
 import time
 import urllib.parse
-from typing import Any, Generator, Iterator, cast
+from typing import Any, Callable, Generator, Iterable, Iterator, NoReturn, TypeVar, cast
 
 import requests
+import requests.adapters
 import urllib3.exceptions
 
-from .contents import MAX_BYTES
-from .errors import SourceError, StartOver
-from .prefetch import TimedOut, prefetch
+from .background import BackgroundIterator, WaitTimeout
+from .errors import ContentError, SourceError, shorten
+from .manifest import MAX_BYTES
+from .transfer import Watch
 
 _log = logging.getLogger(__name__)
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
-_CHUNK = 1 << 18
+_CHUNK_BYTES = 1 << 18
+_MAX_HEADER_BYTES = 1 << 18  # of all responses in a chain of redirects
+_MAX_REDIRECTS = 20
 
-CONNECT_SECONDS = 5.0  # for each address of a host, of which some have eight
-ANSWER_SECONDS = 20.0  # from looking up the name to the end of the headers, redirections included
-STALL_SECONDS = 15.0
-MIN_BYTES = 4096  # in STALL_SECONDS of waiting: less is a stall, however regularly it drips
-MAX_REDIRECTS = 20
-MAX_TRIES = 5  # requests in a row that bring next to nothing new
-NEXT_TO_NOTHING = 1 << 16
-PATIENCE_SECONDS = 20.0  # without anything new, after which no further request is made
+CONNECT_SECONDS = 5.0  # for each address of a host
+STALL_SECONDS = 15.0  # for the headers of a response, redirects included; then for each MIN_CHUNK_BYTES of the body
+MIN_CHUNK_BYTES = 4096
+RATE_SECONDS = 30.0  # over which the rate of a download is measured
+MAX_ATTEMPTS = 5  # requests in a row that bring less than MIN_PROGRESS_BYTES; also the number of restarts
+MIN_PROGRESS_BYTES = 1 << 16
+MAX_IDLE_SECONDS = 20.0  # without progress, after which no further request is made
 
-_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
-# What is said of a failed request: the first line whose kind the error is of, or what it was made of.
+_RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
+# Everything that a request is known to raise: requests lets errors of urllib3, http.client and the system through.
+_REQUEST_ERRORS = (OSError, ValueError, WaitTimeout, http.client.HTTPException, urllib3.exceptions.HTTPError)
+_TRANSIENT_CAUSES = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
+# The first entry whose type matches the error or its root cause.
 _ERROR_TEXTS = (
-    (requests.exceptions.ProxyError, "no way to {host} through the proxy: {}"),
-    (requests.exceptions.SSLError, "no trusted connection to {host}: {}"),
-    (http.client.IncompleteRead, "the line was cut"),
-    (http.client.RemoteDisconnected, "no answer from {host}: {}"),
-    (http.client.HTTPException, "what came from {host} is not HTTP: {}"),
-    ((requests.ConnectionError, requests.Timeout), "no answer from {host}: {}"),
-    (ValueError, "the address, or one that it redirects to, cannot be asked: {}"),
-    (urllib3.exceptions.HTTPError, "the line broke: {}"),
+    (requests.exceptions.ProxyError, "cannot reach {host} through the proxy: {cause}"),
+    (requests.exceptions.SSLError, "no trusted connection to {host}: {cause}"),
+    (http.client.IncompleteRead, "the connection was cut"),
+    (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
+    (http.client.HTTPException, "the response of {host} is not HTTP: {cause}"),
+    ((requests.ConnectionError, requests.Timeout, WaitTimeout), "no response from {host}: {cause}"),
+    (ValueError, "invalid URL, or redirect to one: {cause}"),
+    (requests.TooManyRedirects, "{cause}"),
+    (Exception, "the connection broke: {cause}"),
 )
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)")
+
+T = TypeVar("T")
 
 
-class _TransientError(Exception):
-    """A fault that a further request may not meet; *wait* is the pause in seconds that the server asks for."""
+class _ConnectionFault(Exception):
+    """Another request may succeed, after *pause* seconds if the server sets one."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.pause = pause
+
+
+class _RestartRequired(SourceError):
+    """The remaining bytes do not fit the received ones."""
 
 
 class Download:
-    """The body of one URL, as an iterable of bytes.
-
-    Iterating asks for the file, and asks for the rest of it whenever the line is cut or stalls.
+    """The bytes of one URL, as a `transfer.Stream`.
 
     Parameters
     ----------
     url : str
         ``http://`` or ``https://``.
-
-    Attributes
-    ----------
-    received : int
-        Bytes handed on so far.
-    size : int or None
-        Bytes in all; None while the server has not said.
-    joined : bool
-        Whether they are the bytes of more than one answer.
-
-    Raises
-    ------
-    SourceError
-        While iterating, when the server cannot be reached or will not give the file: the reason of the last request.
-    StartOver
-        While iterating, when the rest cannot be joined to what came: the file is another one by now, or the server
-        only sends it whole.
+    watch : callable
+        Called with this object whenever bytes arrive, and twice a second while none do.
+    min_rate : float
+        Bytes per second, over 30 seconds, below which the download fails; 0 for no limit.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, watch: Watch, min_rate: float) -> None:
+        self.label = _host(url)
         self.received = 0
         self.size: int | None = None
-        self.joined = False
-        self._version: dict[str, str] = {}
-        self._answered = False
-        self._tries = 0
-        self._tried_at = 0
-        self._progress_at = time.monotonic()
+        self._url = url
+        self._watch = watch
+        self._min_rate = min_rate
+        self._validators: dict[str, str] = {}
+        self._exchange: _Exchange | None = None
+        self._is_resumed = False
+        self._has_response = False
+        self._restarts = 0
+        self._attempts = 0
+        self._counted = 0  # bytes received when the attempts were last counted from zero
+        self._waited_before = 0.0  # in earlier exchanges and pauses
+        self._active = 0.0  # waited, when bytes last arrived
+        self._window = (0.0, 0)  # waited and received, at the start of a measurement of the rate
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for the host."""
+        return self._waited_before + (self._exchange.items.waited if self._exchange else 0.0)
+
+    def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
+        """Return ``consume(chunks)``; call it again with the bytes from the first one if that may help.
+
+        Raises
+        ------
+        SourceError
+            If the download fails, or what *consume* raised.
+        """
+        try:
+            while True:
+                try:
+                    return consume(self)
+                except _RestartRequired as error:
+                    reason: SourceError = error
+                except ContentError as error:
+                    if not (self._is_resumed or (self.size is None and error.may_be_incomplete)):
+                        raise
+                    reason = error
+                    self._close()
+                self._count_restart(reason)
+        finally:
+            self._close()
 
     def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes from the first one; resume after connection faults."""
         while True:
             try:
-                for chunk in self._ask():
-                    self._take(chunk)
+                for chunk in self._response().chunks():
+                    self._record(chunk)
                     yield chunk
-                self._check_whole()
+                self._require_complete()
                 return
-            except _TransientError as fault:
-                self._wait_for_another_try(fault)
+            except _ConnectionFault as fault:
+                self._close()
+                self._pause(fault)
 
-    def _ask(self) -> Iterator[bytes]:
-        """Request the bytes that are still to come."""
-        # In a thread: what a server sends in front of a body, drop by drop or without end, keeps requests for ever.
-        answer = prefetch(_exchange(self.url, self._range()), ANSWER_SECONDS, STALL_SECONDS)
+    def _response(self) -> _Exchange:
+        """Return the open response, or request the remaining bytes."""
+        if not self._exchange:
+            self._exchange = _Exchange(self._url, self._range_headers(), lambda: self._watch(self))
+            self._read_head(self._request_head(self._exchange))
+        return self._exchange
+
+    def _close(self) -> None:
+        if self._exchange:
+            self._waited_before = self.waited
+            self._exchange.close()
+            self._exchange = None
+
+    def _request_head(self, exchange: _Exchange) -> requests.Response:
         try:
-            self._read_head(self._head(answer))
-            yield from _body(answer)
-        finally:
-            answer.close()
+            return exchange.head()
+        except _REQUEST_ERRORS as error:
+            if not self._has_response and not isinstance(_root_cause(error), _TRANSIENT_CAUSES):
+                raise SourceError(_describe(error, self.label)) from None
+            raise _ConnectionFault(_describe(error, self.label)) from None
 
-    def _head(self, answer: Iterator[Any]) -> requests.Response:
-        try:
-            return cast(requests.Response, next(answer))
-        except Exception as error:  # requests lets many through that are not its own
-            if not self._answered and _is_hopeless(error):
-                raise SourceError(_reason(error)) from None
-            raise _TransientError(_reason(error)) from None
-
-    def _range(self) -> dict[str, str]:
+    def _range_headers(self) -> dict[str, str]:
         if not self.received:
             return {}
         headers = {"Range": f"bytes={self.received}-"}
-        etag = self._version.get("ETag", "")
-        validator = etag if etag and not etag.startswith("W/") else self._version.get("Last-Modified")
-        if validator:  # If-Range can hold a strong ETag, or else the date
+        etag = self._validators.get("ETag", "")
+        validator = etag if etag and not etag.startswith("W/") else self._validators.get("Last-Modified")
+        if validator:  # If-Range takes a strong ETag or a date
             headers["If-Range"] = validator
         return headers
 
     def _read_head(self, response: requests.Response) -> None:
-        """Take from an answer what it says of the file, or raise what it says of the request."""
+        """Take the size and the validators from a response, or raise what its status means."""
+        self._has_response = True
         status = response.status_code
-        self._answered = True
-        if status in _RETRYABLE:
-            raise _TransientError(_answered(response), _retry_after(response))
-        if self.received and status in (200, 416):
-            raise StartOver(f"the rest could not be had: {_answered(response)}")
-        if self.received and status == 206:
-            self._check_joins(response)
+        if status in _RETRYABLE_STATUS:
+            raise _ConnectionFault(_status_text(response), _retry_after(response))
+        if status == 206 and self.received:
+            self._require_same_file(response)
+            self._is_resumed = True
+        elif status == 416 and self.received:
+            self._restart(f"the server has no remaining bytes ({_status_text(response)})")
         elif status == 200:
-            self.size = _length(response)
-            self._version = _version(response)
+            self._begin(response)
         else:
-            raise SourceError(_answered(response))
+            raise SourceError(_status_text(response))
+
+    def _begin(self, response: requests.Response) -> None:
+        """Take the response as the whole file."""
+        had_bytes = self.received > 0
+        self.received = 0
+        self.size = _content_length(response)
+        self._validators = _validators(response)
+        self._is_resumed = False
         if self.size is not None and self.size > MAX_BYTES:
-            raise SourceError(f"the server offers {self.size} bytes; more than {MAX_BYTES >> 20} MiB cannot be right")
+            raise SourceError(f"the server offers {self.size} bytes: expected at most {MAX_BYTES >> 20} MiB")
+        if had_bytes:  # the response stays open, and the restart uses it
+            raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
-    def _check_joins(self, response: requests.Response) -> None:
-        """Raise `StartOver` unless a partial answer goes on where the last one ended, in the same file."""
-        given = response.headers.get("Content-Range", "")
-        parts = _CONTENT_RANGE.fullmatch(given.strip())
-        if not parts or int(parts[1]) != self.received:
-            raise StartOver(f"asked for the bytes from {self.received} on, and got Content-Range {given!r}")
-        if parts[2] != "*":
-            total = int(parts[2])
+    def _require_same_file(self, response: requests.Response) -> None:
+        """Restart unless a partial response continues the received bytes."""
+        content_range = response.headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(content_range.strip())
+        if not match or int(match[1]) != self.received:
+            self._restart(f"Content-Range: expected bytes from {self.received} on, got {shorten(repr(content_range))}")
+        if match[2] != "*":
+            total = int(match[2])
             if self.size not in (None, total):
-                raise StartOver(f"the file had {self.size} bytes, and has {total} now")
+                self._restart(f"the file changed: it had {self.size} bytes and now has {total}")
             self.size = total
-        for name, value in _version(response).items():
-            if self._version.get(name, value) != value:
-                raise StartOver(f"the file had the {name} {self._version[name]}, and has {value} now")
-        self.joined = True
+        for name, value in _validators(response).items():
+            if self._validators.get(name, value) != value:
+                self._restart(f"the file changed: {name} was {shorten(self._validators[name])}, now {shorten(value)}")
 
-    def _take(self, chunk: bytes) -> None:
+    def _restart(self, reason: str) -> NoReturn:
+        self._close()
+        raise _RestartRequired(reason)
+
+    def _count_restart(self, reason: SourceError) -> None:
+        """Prepare to receive the first byte again, or give up if that was tried often enough."""
+        self._restarts += 1
+        if self._restarts >= MAX_ATTEMPTS:
+            raise SourceError(f"{reason} (gave up after {MAX_ATTEMPTS} attempts)") from None
+        _log.warning("%s: %s. Restarting the download", self.label, reason)
+        self.received = self._counted = 0
+        self._attempts = 0
+        self._window = (self.waited, 0)
+
+    def _record(self, chunk: bytes) -> None:
+        """Count received bytes; raise `SourceError` if they arrive too slowly."""
         self.received += len(chunk)
-        if self.received > MAX_BYTES:
-            raise SourceError(f"the server sends more than {MAX_BYTES >> 20} MiB; that cannot be right")
-        if self.received - self._tried_at >= NEXT_TO_NOTHING:
-            self._tries, self._tried_at = 0, self.received
-        self._progress_at = time.monotonic()
+        self._active = self.waited
+        if self.received - self._counted >= MIN_PROGRESS_BYTES:
+            self._attempts, self._counted = 0, self.received
+        seconds = self.waited - self._window[0]
+        if seconds >= RATE_SECONDS:
+            rate = (self.received - self._window[1]) / seconds
+            if rate < self._min_rate:
+                raise SourceError(f"too slow: expected {self._min_rate:,.0f} bytes/s, got {rate:,.0f}")
+            self._window = (self.waited, self.received)
+        self._watch(self)
 
-    def _check_whole(self) -> None:
+    def _require_complete(self) -> None:
         if self.size is not None and self.received != self.size:
-            raise _TransientError(f"the line was cut after {self.received} of {self.size} bytes")
+            raise _ConnectionFault(f"the connection was cut after {self.received} of {self.size} bytes")
 
-    def _wait_for_another_try(self, fault: _TransientError) -> None:
-        """Pause before the next request, or give up with the fault as the reason."""
-        self._tries += 1
-        wait = fault.wait if fault.wait is not None else 0.25 * 2**self._tries
-        waited = time.monotonic() - self._progress_at
-        patience = PATIENCE_SECONDS if self._tries == 1 else PATIENCE_SECONDS - waited  # we may have been suspended
-        if self._tries >= MAX_TRIES or wait > patience:
-            asked = f", and asks to wait {fault.wait:.0f} s" if fault.wait else ""
+    def _pause(self, fault: _ConnectionFault) -> None:
+        """Pause before the next request, or give up."""
+        self._attempts += 1
+        pause = 0.25 * 2**self._attempts if fault.pause is None else fault.pause
+        idle = self.waited - self._active
+        if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
+            requested = f". It requests a pause of {fault.pause:.0f} s" if fault.pause else ""
             raise SourceError(
-                f"{fault}{asked} (given up at try {self._tries} of {MAX_TRIES}, {waited:.0f} s without progress)"
+                f"{fault}{requested} "
+                f"(gave up at attempt {self._attempts} of {MAX_ATTEMPTS}, {idle:.0f} s without progress)"
             )
-        _log.warning("%s; trying again in %.1f s", fault, wait)
-        time.sleep(wait)
+        _log.warning("%s: %s. Retrying in %.1f s", self.label, fault, pause)
+        time.sleep(pause)
+        self._waited_before += pause
 
 
-def _exchange(url: str, headers: dict[str, str]) -> Generator[Any, None, None]:
-    """The answer to one request, behind its redirections, then its body in pieces, undecoded, as they arrive."""
-    # A session for each request: the server may be closing the last connection without having said that it would.
-    with requests.Session() as session:
-        session.max_redirects = MAX_REDIRECTS
-        session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # nobody here wants any
-        session.hooks["response"].append(_drop_body_of_redirect)
-        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it lies there.
+class _Exchange:
+    """One request and its response, received in a background thread."""
+
+    def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[], None]) -> None:
+        self._adapter = _Adapter()
+        self.items: BackgroundIterator[Any] = BackgroundIterator(_request(url, headers, self._adapter), on_wait)
+
+    def head(self) -> requests.Response:
+        """Return the response after its redirects, once its headers are there."""
+        return cast(requests.Response, self.items.next(STALL_SECONDS))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body; raise `_ConnectionFault` when the connection breaks or stalls."""
+        started, received = self.items.waited, 0
+        while True:
+            try:
+                chunk = self.items.next(STALL_SECONDS)
+            except _REQUEST_ERRORS as error:
+                raise _ConnectionFault(_describe(error, "the server")) from None
+            if chunk is None:
+                return
+            received += len(chunk)
+            seconds = self.items.waited - started
+            if received >= MIN_CHUNK_BYTES:
+                started, received = self.items.waited, 0
+            elif seconds > STALL_SECONDS:
+                raise _ConnectionFault(f"the connection stalled: {received} bytes in {seconds:.0f} s")
+            yield chunk
+
+    def close(self) -> None:
+        """Shut the connections down, so that the thread ends now."""
+        self._adapter.shut_down()
+        self.items.close()
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Remember connections, so that another thread can shut them down."""
+
+    def __init__(self) -> None:
+        self._connections: list[Any] = []
+        self._is_shut_down = False
+        super().__init__()
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a pool of tracked connections."""
+        return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the same in requests before 2.32."""
+        return self._tracked(super().get_connection(*args, **kwargs))
+
+    def shut_down(self) -> None:
+        """Make every blocking call on the connections return, and refuse new ones."""
+        self._is_shut_down = True
+        for connection in self._connections:
+            # http.client forgets the socket of a connection that closes after the response
+            sock = connection.sock or getattr(connection, "connected_sock", None)
+            with contextlib.suppress(OSError):
+                if sock:
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which is not thread-safe
+
+    def _tracked(self, pool: Any) -> Any:
+        adapter = self
+
+        class Connection(pool.ConnectionCls):  # type: ignore[misc]
+            def connect(self) -> None:
+                adapter._connections.append(self)
+                if adapter._is_shut_down:
+                    raise OSError("the download was stopped")
+                super().connect()
+                self.connected_sock = self.sock
+
+        pool.ConnectionCls = Connection
+        return pool
+
+
+def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[Any, None, None]:
+    """Yield the response to one request, after its redirects, then its body as it arrives, undecoded."""
+    with requests.Session() as session:  # one per request: the server may be about to close the last connection
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        session.max_redirects = _MAX_REDIRECTS
+        session.hooks["response"].append(_limit_headers())
+        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it is.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
-        with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)) as response:
+        # No read timeout: the caller has one that does not count the time in which the process is suspended.
+        with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
             read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
-            size = _CHUNK if hasattr(response.raw, "read1") else 1 << 14  # read loses what came of a piece that breaks
+            size = _CHUNK_BYTES if hasattr(response.raw, "read1") else 1 << 14  # read() waits for as many bytes
             while True:
                 chunk = read(size, decode_content=False)
                 if not chunk:
@@ -218,49 +367,49 @@ def _exchange(url: str, headers: dict[str, str]) -> Generator[Any, None, None]:
                 yield chunk
 
 
-def _drop_body_of_redirect(response: requests.Response, **_: object) -> None:
-    """Have requests not read the body, as it otherwise does to the end, however long that is."""
-    if response.is_redirect:
-        response.close()
+def _limit_headers() -> Callable[..., None]:
+    """Return a response hook that limits the headers of a chain of redirects and skips the bodies of redirects."""
+    total = 0
+
+    def check(response: requests.Response, **_: object) -> None:
+        nonlocal total
+        total += sum(len(name) + len(value) for name, value in response.raw.headers.items())
+        if response.is_redirect:
+            response.close()  # requests would read the body to its end
+        if total > _MAX_HEADER_BYTES:
+            response.close()
+            raise SourceError(
+                f"response headers: expected at most {_MAX_HEADER_BYTES >> 10} KiB, got {total >> 10} KiB"
+            )
+
+    return check
 
 
-def _body(answer: Iterator[Any]) -> Iterator[bytes]:
-    """What follows the head of an answer; raises `_TransientError` when the line breaks or stalls."""
-    waited, came = 0.0, 0
-    while True:
-        before = time.monotonic()
-        try:
-            chunk = next(answer, None)
-        except (TimedOut, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _TransientError(_reason(error)) from None
-        if chunk is None:
-            return
-        waited, came = waited + time.monotonic() - before, came + len(chunk)
-        if came >= MIN_BYTES:
-            waited, came = 0.0, 0
-        elif waited > STALL_SECONDS:
-            raise _TransientError(f"the line stalled: {came} bytes in {waited:.0f} s")
-        yield chunk
+def _host(url: str) -> str:
+    try:
+        return urllib.parse.urlsplit(url).hostname or "the server"
+    except ValueError:
+        return "the server"
 
 
-def _answered(response: requests.Response) -> str:
-    return f"the server answered {response.status_code} {str(response.reason)[:100]}"
+def _status_text(response: requests.Response) -> str:
+    return f"the server responded {response.status_code} {shorten(response.reason)}"
 
 
-def _length(response: requests.Response) -> int | None:
-    """Bytes in the body, None where the server does not say."""
+def _content_length(response: requests.Response) -> int | None:
+    """Return the length of the body in bytes, or None if unknown."""
     length = response.headers.get("Content-Length", "")
-    chunked = "Transfer-Encoding" in response.headers
-    return int(length[:18]) if re.fullmatch("[0-9]+", length) and not chunked else None
+    is_chunked = "Transfer-Encoding" in response.headers
+    return int(length[:18]) if re.fullmatch("[0-9]+", length) and not is_chunked else None
 
 
-def _version(response: requests.Response) -> dict[str, str]:
-    """What tells this version of the file from another one, of what the server gives."""
+def _validators(response: requests.Response) -> dict[str, str]:
+    """Return the headers that identify this version of the file."""
     return {name: response.headers[name] for name in ("ETag", "Last-Modified") if response.headers.get(name)}
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds to wait, None where the server does not say."""
+    """Return the seconds that the server requests to wait, or None."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]+", value):
         return float(value[:18])
@@ -271,37 +420,17 @@ def _retry_after(response: requests.Response) -> float | None:
         return None
 
 
-def _is_hopeless(error: Exception) -> bool:
-    """Whether a first request failed in a way that asking once more will not mend within our patience."""
-    if isinstance(error, (requests.Timeout, TimedOut)):
-        return True
-    if not isinstance(error, requests.ConnectionError):
-        return True  # a redirect loop, an URL that is none
-    if isinstance(error, (requests.exceptions.SSLError, requests.exceptions.ProxyError)):
-        return True
-    cause = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(cause, urllib3.exceptions.NewConnectionError)
+def _describe(error: Exception, host: str) -> str:
+    """Return one line on a failed request."""
+    cause = _root_cause(error)
+    text = next(text for kind, text in _ERROR_TEXTS if isinstance(error, kind) or isinstance(cause, kind))
+    request = getattr(error, "request", None)  # the last one, after redirects
+    detail = " ".join(str(getattr(cause, "strerror", None) or cause).split())
+    return text.format(host=_host(request.url) if request is not None else host, cause=shorten(detail))
 
 
-def _reason(error: Exception) -> str:
-    """What kept a request from its answer, or from the rest of it, in one line, without a password."""
-    cause = _innermost(error)
-    sentence = next(
-        (sentence for kind, sentence in _ERROR_TEXTS if isinstance(error, kind) or isinstance(cause, kind)), "{}"
-    )
-    asked = getattr(error, "request", None)  # the last request, where there were redirections
-    reason = sentence.format(
-        " ".join(str(getattr(cause, "strerror", None) or cause).split()),
-        host=urllib.parse.urlsplit(asked.url).hostname if asked is not None else "the server",
-    )
-    return re.sub(r"//[^/?#\s]*@", "//", reason)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error that others were made of: the system's own, where it was one of those."""
-    while True:
-        nested = [inner for inner in (getattr(error, "reason", None), *error.args) if isinstance(inner, BaseException)]
-        behind = [inner for inner in (error.__cause__, error.__context__) if isinstance(inner, OSError)]
-        if not nested + behind:
-            return error
-        error = (nested + behind)[0]
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the error that requests and urllib3 have wrapped."""
+    while error.__cause__ or error.__context__:
+        error = cast(BaseException, error.__cause__ or error.__context__)
+    return error

@@ -1,107 +1,102 @@
-"""How far a long transfer has come: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a transfer: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from .errors import printable
+from .transfer import Stream
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 3.0
-
-
-class Counted(Protocol):
-    """What is being read: how many bytes have come, and how many there are in all, None while that is not known."""
-
-    received: int
-    size: int | None
+_MAX_CELLS = 40
+_MIN_CELLS = 8
 
 
 class Progress:
-    """Shows, when it is called with what is being read, how much of it there is.
+    """Show the progress of the stream that it is called with.
 
     Parameters
     ----------
-    out : text stream or None
-        Where to write; None where Python found stderr closed. A fetch does not fail because nobody listens.
+    out : text stream
+        Where to write.
     """
 
-    def __init__(self, out: TextIO | None) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._bar = bool(out and out.isatty())
-        self._stream: Counted | None = None
-        self._began = self._shown = 0.0
-        self._drawn = False
+        self._interval = _BAR_SECONDS if out.isatty() else _LINE_SECONDS
+        self._stream: Stream | None = None
+        self._started = self._shown = 0.0
+        self._has_bar = False
 
-    def __call__(self, stream: Counted) -> None:
-        """Show how far *stream* is, unless that was shown a moment ago."""
+    def __call__(self, stream: Stream) -> None:
+        """Show the progress, unless it was shown a moment ago."""
         now = time.monotonic()
         if stream is not self._stream:
-            self._stream, self._began, self._shown = stream, now, now
-        if now - self._shown < (_BAR_SECONDS if self._bar else _LINE_SECONDS):
+            self._stream, self._started, self._shown = stream, now, now
+        if now - self._shown < self._interval:
             return
         self._shown = now
-        text = describe(stream.received, stream.size, now - self._began)
-        if self._bar:
+        text = describe(stream, now - self._started)
+        if self._out.isatty():
             width = self._width()
-            self._put("\r" + _with_bar(text, stream.received, stream.size, width)[:width].ljust(width))
-            self._drawn = True
+            self._put("\r" + _with_bar(text, stream, width)[:width].ljust(width))
+            self._has_bar = True
         else:
             self._put(text + "\n")
 
     def write(self, text: str) -> None:
-        """Write lines, in the place of the bar where there is one."""
+        """Write lines of text, over the bar if there is one."""
         self.clear()
         self._put(printable(text))
 
+    def flush(self) -> None:
+        """Do nothing: `write` flushes. It makes this object a stream for `logging`."""
+
     def clear(self) -> None:
-        """Take the bar away, where there is one."""
-        if self._drawn:
+        """Remove the bar."""
+        if self._has_bar:
             self._put("\r" + " " * self._width() + "\r")
-            self._drawn = False
+            self._has_bar = False
 
     def _width(self) -> int:
-        """Columns of the terminal that may be written to, so that no line wraps."""
-        columns = 0
-        with contextlib.suppress(OSError):
-            columns = os.get_terminal_size(self._out.fileno() if self._out else -1).columns
+        """Return the columns of the terminal that can be used without a line break."""
+        try:
+            columns = os.get_terminal_size(self._out.fileno()).columns
+        except OSError:
+            columns = 0
         return (columns or 80) - 1
 
     def _put(self, text: str) -> None:
-        if self._out:
-            with contextlib.suppress(OSError):
-                self._out.write(text)
-                self._out.flush()
-
-    def flush(self) -> None:
-        """Nothing to do: `write` leaves nothing behind. Makes this a stream for `logging`."""
+        self._out.write(text)
+        self._out.flush()
 
 
-def describe(received: int, size: int | None, seconds: float) -> str:
-    """Size, rate and time left of a transfer in words.
+def describe(stream: Stream, seconds: float) -> str:
+    """Return the size, rate and remaining time of a stream, or that its host is waited for.
 
     Parameters
     ----------
-    received : int
-        Bytes so far.
-    size : int or None
-        Bytes in all; None where that is not known.
+    stream : Stream
+        The stream that is being read.
     seconds : float
-        Since the transfer began.
+        Since its start.
     """
-    rate = received / max(seconds, 1e-3)
-    if size is None:
-        return f"{received / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s"
-    left = round((size - received) / rate) if rate else 0
-    return f"{received / 1e6:.1f} of {size / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s  {left // 60}:{left % 60:02} left"
+    if not stream.received:
+        return printable(f"waiting for {stream.label} ({stream.waited:.0f} s)")
+    rate = stream.received / max(seconds, 1e-3)
+    if stream.size is None:
+        return f"{stream.received / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s"
+    left = max(0, round((stream.size - stream.received) / rate))
+    of_size = f"{stream.received / 1e6:.1f} of {stream.size / 1e6:.1f} MB"
+    return f"{of_size}  {rate / 1e6:.1f} MB/s  {left // 60}:{left % 60:02} left"
 
 
-def _with_bar(text: str, received: int, size: int | None, width: int) -> str:
-    cells = min(40, width - len(text) - 4)
-    if not size or cells < 8:
+def _with_bar(text: str, stream: Stream, width: int) -> str:
+    cells = min(_MAX_CELLS, width - len(text) - 4)
+    if not stream.size or cells < _MIN_CELLS:
         return text
-    full = min(cells, cells * received // size)
+    full = min(cells, cells * stream.received // stream.size)
     return f"[{'#' * full}{'.' * (cells - full)}]  {text}"

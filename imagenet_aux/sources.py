@@ -1,175 +1,72 @@
-"""Where the set can be had: our mirrors, or what the user named.
-
-A source yields names and bytes, whatever it is made of: an archive, a folder, or a list of single files.
-"""
+"""Turn the user's source, or the built-in mirrors, into a list of sources to try."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from typing import Collection, Iterator
+from typing import NamedTuple
 
-from . import archive, contents, mirrors, streams
-from .archive import Member
-from .errors import FetchError, SourceError, StartOver
-from .streams import Stream
-
-_DIGEST_NAMES = {32: "MD5", 64: "SHA-256"}
+from .errors import FetchError, redact, shorten
+from .manifest import Manifest, Mirror
+from .transfer import is_http
+from .verify import is_archive_digest
 
 
-class Source:
-    """Where the set may be had.
-
-    Parameters
-    ----------
-    address : str
-        A URL or a path, as it is shown.
-    ours : bool
-        Whether we name it: then nothing unproved is taken from it. What the user names holds the user's own.
+class Transfer(NamedTuple):
+    """One thing to download or read.
 
     Attributes
     ----------
-    optional : collection of str
-        The files without which it still serves.
-    proved : bool
-        Once all members have been taken: whether a digest of the whole vouches for each of them.
-    stream : Download or LocalFile or None
-        What is being read, with the counts of its bytes.
+    location : str
+        HTTP(S) URL or local path.
+    name : str
+        Which of the dataset's files it is; empty for an archive.
+    optional : bool
+        Whether the source is complete without it.
     """
 
-    optional: Collection[str] = ()
-
-    def __init__(self, address: str, ours: bool = False) -> None:
-        self.address = address
-        self.ours = ours
-        self.proved = False
-        self.stream: Stream | None = None
-
-    def members(self) -> Iterator[Member]:
-        """The files of the set that it has, from the beginning.
-
-        Yields
-        ------
-        Member
-            A file's name and its bytes, to be taken before the next one is.
-
-        Raises
-        ------
-        SourceError
-            While iterating, for whatever keeps it from delivering.
-        """
-        raise NotImplementedError
-
-    def may_differ(self, error: SourceError) -> bool:
-        """Whether the same source, asked again, may not meet that error."""
-        return isinstance(error, StartOver)
-
-    def _read(self, location: str) -> Iterator[bytes]:
-        """The bytes of a URL or a path."""
-        self.stream = streams.stream_of(location)
-        yield from streams.no_page(self.stream)
-
-    def _read_one(self, name: str, location: str) -> Iterator[bytes]:
-        """The bytes of one file, the errors with its name."""
-        try:
-            yield from self._read(location)
-        except SourceError as error:
-            raise type(error)(f"{name}: {error}") from None
+    location: str
+    name: str = ""
+    optional: bool = False
 
 
-class Archive(Source):
-    """The set in one archive, on a server or on disk.
+class Source(NamedTuple):
+    """A place that has the dataset.
 
-    Parameters
-    ----------
-    digest : str
-        MD5 or SHA-256 that vouches for its bytes, in hex; '' where there is none.
-    demanded : bool
-        Whether an archive of another digest is refused, whatever it holds.
-    location : str, optional
-        What to read, where that is not the address.
-    """
-
-    def __init__(self, address: str, digest: str, *, demanded: bool, ours: bool = False, location: str = "") -> None:
-        super().__init__(address, ours)
-        self._digest = digest
-        self._demanded = demanded
-        self._location = location or address
-
-    def members(self) -> Iterator[Member]:
-        """The files of the set that the archive holds; at their end, its digest is compared."""
-        hasher = contents.hasher("md5" if len(self._digest) == 32 else "sha256") if self._digest else None
-
-        def hashed() -> Iterator[bytes]:
-            for chunk in self._read(self._location):
-                if hasher:
-                    hasher.update(chunk)
-                yield chunk
-
-        yield from archive.members(hashed(), contents.FILES)
-        if hasher:
-            self._compare(hasher.hexdigest())
-
-    def may_differ(self, error: SourceError) -> bool:
-        """Whether it is the line that may have damaged the archive."""
-        if isinstance(error, archive.CutShort) and self.stream and self.stream.size is None:
-            return True  # a server that gives no length: a cut looks like the end
-        if isinstance(error, archive.ArchiveError) and self.stream and self.stream.joined:
-            return True
-        return super().may_differ(error)
-
-    def _compare(self, digest: str) -> None:
-        self.proved = digest == self._digest
-        if self._demanded and not self.proved:
-            name = _DIGEST_NAMES[len(digest)]
-            kind = StartOver if self.stream and self.stream.joined else SourceError
-            raise kind(f"its {name} should be {self._digest}, and is {digest}: check it, or fetch the archive again")
-
-
-class Folder(Source):
-    """The set as a folder that holds the files; its address is the path of the folder."""
-
-    def members(self) -> Iterator[Member]:
-        """The files of the set that stand in the folder."""
-        for name in contents.FILES:
-            path = os.path.join(self.address, name)
-            if os.path.lexists(path):
-                yield Member(name, self._read_one(name, path))
-
-
-class SingleFiles(Source):
-    """The set as a file for each URL.
-
-    Parameters
+    Attributes
     ----------
     address : str
-        What stands for all of them, and is shown.
-    required, extras : dict of str
-        The URL of each file that it must have, and of each without which it still serves.
+        URL or path, without a password.
+    transfers : list of Transfer
+        One archive, or single files.
+    builtin : bool
+        Whether it is a built-in mirror: then every file must be verified.
+    digest : str
+        MD5 or SHA-256 of the archive; empty if unknown.
+    require_match : bool
+        Whether an archive with another digest is refused, even if its files are the published ones.
     """
 
-    def __init__(self, address: str, required: dict[str, str], extras: dict[str, str]) -> None:
-        super().__init__(address, ours=True)
-        self.optional = extras
-        self._urls = {**required, **extras}
-
-    def members(self) -> Iterator[Member]:
-        """The files, each asked for when its turn comes."""
-        for name, url in self._urls.items():
-            yield Member(name, self._read_one(name, url))
+    address: str
+    transfers: list[Transfer]
+    builtin: bool = False
+    digest: str = ""
+    require_match: bool = False
 
 
-def choose(named: str, checksum: str) -> list[Source]:
-    """The sources to ask, in turn.
+def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
+    """Return the sources to try, in order.
 
     Parameters
     ----------
-    named : str
-        A URL or a path, and then the only source, unless it is the address of one of ours: then this one is asked
-        first, and the others after it. '': ours, in their order.
+    source : str
+        URL or path of the only source; empty for the built-in mirrors. The address of a built-in mirror moves that
+        mirror to the front.
     checksum : str
-        MD5 or SHA-256 that the archive must have, in hex; '' for any.
+        MD5 or SHA-256 that the archive must have, in hex; empty for any.
+    manifest : Manifest
+        Names the built-in mirrors.
 
     Returns
     -------
@@ -179,71 +76,72 @@ def choose(named: str, checksum: str) -> list[Source]:
     Raises
     ------
     FetchError
-        If these are no orders that could be carried out.
+        If the source or the checksum is invalid.
     """
     checksum = checksum.lower()
-    if checksum and not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum):
-        raise FetchError(f"a checksum is an MD5 (32 hex digits) or a SHA-256 (64 hex digits), not {checksum!r}")
-    address = named.partition("?")[0].rstrip("/")
-    if checksum and address == mirrors.GITHUB:
-        raise FetchError(f"{address}: has the files one by one, and a checksum is of an archive: leave it out")
-    ours = _ours(checksum)
-    if named and address not in [source.address for source in ours]:
-        return [_named(named, checksum)]
-    return sorted(ours, key=lambda source: source.address != address)
-
-
-def _ours(checksum: str) -> list[Source]:
-    """The mirrors in their order, then the single files; where a checksum is demanded, the archives alone."""
-    archives: list[Source] = [
-        Archive(
-            mirror.address,
-            checksum or mirror.digest,
-            demanded=bool(checksum),
-            ours=True,
-            location=mirror.address + mirror.query,
+    if checksum and not is_archive_digest(checksum):
+        raise FetchError(
+            f"checksum: expected an MD5 (32 hex digits) or a SHA-256 (64 hex digits), got {shorten(repr(checksum))}"
         )
-        for mirror in mirrors.MIRRORS
-    ]
+    address = _normalized(source)
+    first = next((mirror for mirror in manifest.mirrors if _normalized(mirror.address) == address), None)
+    if source and not first:
+        return [_user_source(source, checksum, manifest)]
+    if first and first.files and checksum:
+        raise _no_archive(first.address)
+    mirrors = sorted(manifest.mirrors, key=lambda mirror: mirror is not first)
+    return [_mirror_source(mirror, checksum) for mirror in mirrors if not (mirror.files and checksum)]
+
+
+def _normalized(address: str) -> str:
+    """Return a URL without its query and trailing slash, its scheme and host in lower case."""
+    scheme, separator, rest = address.partition("?")[0].rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme.lower() + separator + host.lower() + slash + path
+
+
+def _mirror_source(mirror: Mirror, checksum: str) -> Source:
+    if mirror.files:
+        transfers = [Transfer(url, name, name in mirror.optional) for name, url in mirror.files.items()]
+        return Source(mirror.address, transfers, builtin=True)
+    transfers = [Transfer(mirror.address + mirror.query)]
+    return Source(mirror.address, transfers, True, checksum or mirror.digest, require_match=bool(checksum))
+
+
+def _user_source(source: str, checksum: str, manifest: Manifest) -> Source:
+    if is_http(source):
+        return Source(redact(source), [Transfer(source)], digest=checksum, require_match=bool(checksum))
+    path = _local_path(source)
+    try:
+        present = set(os.listdir(path))
+    except NotADirectoryError:
+        return Source(path, [Transfer(path)], digest=checksum, require_match=bool(checksum))
+    except OSError as error:
+        raise FetchError(f"{path} cannot be read: {error.strerror}") from None
     if checksum:
-        return archives
-    return [*archives, SingleFiles(mirrors.GITHUB, mirrors.GITHUB_FILES, mirrors.GITHUB_EXTRAS)]
+        raise _no_archive(path)
+    return Source(path, [Transfer(os.path.join(path, name), name) for name in manifest.files if name in present])
 
 
-def _named(named: str, checksum: str) -> Source:
-    """The source that the user means."""
-    if streams.is_http(named):
-        return Archive(_without_password(named), checksum, demanded=bool(checksum), location=named)
-    path = _path(named)
-    if os.path.isdir(path):
-        if checksum:
-            raise FetchError(f"{path}: is a folder, and a checksum is of an archive: leave it out, or name the archive")
-        return Folder(path)
-    if not os.path.exists(path):
-        raise FetchError(f"{path}: there is no such file or folder")
-    return Archive(path, checksum, demanded=bool(checksum))
+def _no_archive(address: str) -> FetchError:
+    return FetchError(f"{address} holds single files, but a checksum needs an archive. Leave --checksum out")
 
 
-def _path(named: str) -> str:
-    """The absolute path that a path or a file URL means."""
+def _local_path(source: str) -> str:
+    """Return the absolute path that a path or a file URL denotes."""
     if sys.platform == "win32":
-        named = re.sub('"$', r"\\", named)  # what is left of a quoted path that ends in a backslash, as "E:\" does
-    if "://" not in named and not named.lower().startswith("file:"):
-        return os.path.abspath(os.path.expanduser(named))
-    scheme, _, rest = named.partition(":")
+        source = re.sub('"$', r"\\", source)  # cmd passes "E:\" as E:", because \" escapes the quote
+    if "://" not in source and not source.lower().startswith("file:"):
+        return os.path.abspath(os.path.expanduser(source))
+    scheme, _, rest = source.partition(":")
     if scheme.lower() != "file":
-        shown = _without_password(named)
-        raise FetchError(f"{shown}: a source is an http, https or file URL, or the path of an archive or a folder")
-    from urllib.request import url2pathname  # slow to import, and seldom needed
+        raise FetchError(f"{source}: expected an http, https or file URL, or the path of an archive or a folder")
+    from urllib.request import url2pathname  # slow to import and rarely needed
 
     host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
     if host not in ("", "localhost"):
-        raise FetchError(f"{_without_password(named)}: a file URL names a file of this machine, as file:///path does")
+        raise FetchError(f"{source}: expected a file URL of this machine, such as file:///path")
     try:
         return os.path.abspath(url2pathname("/" + path))
-    except OSError as error:  # Windows' own, for a drive that is none
-        raise FetchError(f"{named}: cannot be read as a file URL, as file:///C:/path can: {error}") from None
-
-
-def _without_password(url: str) -> str:
-    return re.sub("^([^:]*://)[^/?#]*@", r"\1", url)
+    except OSError as error:  # on Windows, for an invalid drive
+        raise FetchError(f"{source}: invalid file URL: {error}. Expected file:///C:/path") from None

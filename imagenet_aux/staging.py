@@ -1,27 +1,32 @@
-"""A folder beside the target in which a set is put together, and from which it is published once it is proved."""
+"""A temporary folder beside the target, from which verified files are published."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import shutil
+import socket
 import stat
 import sys
 import time
 from types import TracebackType
-from typing import IO, Callable, Collection, Iterable, Iterator
+from typing import IO, Callable, Collection, Iterator
 
-from .contents import FILES, is_text
 from .errors import FetchError
+from .manifest import Manifest
+from .verify import inspect_file
 
 _SUFFIX = ".imagenet-aux"
-_LOCK = "lock"
-_OLD = ".old"
+_LOCK_NAME = "lock"
+_OLD_SUFFIX = ".old"
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
+_ABANDONED_SECONDS = 24 * 3600.0
 _READER_SECONDS = 5.0
-# On Windows 0o700 would give the files, wherever they are renamed to, to their maker alone.
-_PRIVATE = 0o777 if sys.platform == "win32" else 0o700
+# On Windows, 0o700 would restrict the published files to their owner, since a rename keeps their permissions.
+_MODE = 0o777 if sys.platform == "win32" else 0o700
 
 
 class StagingError(FetchError):
@@ -29,226 +34,268 @@ class StagingError(FetchError):
 
 
 class Staging:
-    """A context manager: a new folder, gone again at its end.
+    """A context manager for a temporary folder, which is removed on exit.
 
-    What a killed process left of its own folder is cleared away by the next one; a lock that the system holds for as
-    long as a process lives tells those of the living from those of the dead.
+    Folders that killed processes left behind are removed too: those of this host when their lock is free, all others
+    after a day. A lock may be local to a host, so it proves nothing about the others.
 
     Parameters
     ----------
     target : str
-        The folder to publish to. It is touched by `publish` alone.
+        The folder to publish to.
+    manifest : Manifest
+        Names and digests of the files.
+    replace : bool
+        Whether to replace files that differ from the published ones, and to remove files that the source lacks.
     """
 
-    def __init__(self, target: str) -> None:
-        with _said_as_unwritable(target):
-            self.target = os.path.realpath(target)  # beside a link's own end, which may be on another disk
-            self._parent = self.target if _stands_apart(self.target) else os.path.dirname(self.target)
-        self.path = ""
-        self._lock: IO[bytes] | None = None
+    def __init__(self, target: str, manifest: Manifest, replace: bool) -> None:
+        with _wrap_os_errors(target):
+            self.target = os.path.realpath(target)  # the end of a link may be on another file system
+            is_apart = _on_other_filesystem(self.target)
+        self._parent = self.target if is_apart else os.path.dirname(self.target)
+        self._prefix = os.path.basename(self.target)
+        self._lock_path = os.path.join(self._parent, f"{self._prefix}{_SUFFIX}.{_LOCK_NAME}")
+        self._manifest = manifest
+        self._replace = replace
+        self._created = _missing_folders(self.target)
+        self._path = ""
 
     def __enter__(self) -> Staging:
-        prefix = os.path.basename(self.target) + "."
-        with _said_as_unwritable(self._parent), self._gone_on_error():
-            os.makedirs(self._parent, exist_ok=True)
-            _clear_abandoned(self._parent, prefix)
-            while self._lock is None:
-                self.path = os.path.join(self._parent, prefix + os.urandom(4).hex() + _SUFFIX)
-                os.mkdir(self.path, _PRIVATE)
-                self._lock = _own_lock(os.path.join(self.path, _LOCK))
+        with contextlib.ExitStack() as stack, _wrap_os_errors(self._parent):
+            stack.callback(self._remove_created_folders)
+            with _exclusive(self._lock_path) as has_locks:
+                self._remove_abandoned(has_locks)
+                name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
+                self._path = os.path.join(self._parent, name)
+                stack.callback(shutil.rmtree, self._path, ignore_errors=True)
+                os.mkdir(self._path, _MODE)
+                _lock(stack.enter_context(open(self.path(_LOCK_NAME), "wb")))  # held until exit
+            self._stack = stack.pop_all()
         return self
-
-    @contextlib.contextmanager
-    def _gone_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock:
-            self._lock.close()  # first: Windows removes no open file
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._stack.close()
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> int | None:
-        """Write a file.
+    def path(self, name: str) -> str:
+        """Return the path of a staged file."""
+        return os.path.join(self._path, name)
 
-        Parameters
-        ----------
-        name : str
-            One of `FILES`.
-        chunks : iterable of bytes
-            What it holds.
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Create a staged file; raise `StagingError` if it cannot be written."""
+        path = self.path(name)
+        with _wrap_os_errors(path), open(path, "wb") as file:
+            yield file
 
-        Returns
-        -------
-        int or None
-            The number of its line feeds; None where it is not text.
-
-        Raises
-        ------
-        StagingError
-            If there is no room, or no right to write.
-        """
-        lines = 0
-        count_lines = is_text(name)
-        path = self.file(name)
-        with _said_as_unwritable(path), open(path, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                if count_lines:
-                    lines += chunk.count(b"\n")
-        return lines if count_lines else None
-
-    def file(self, name: str) -> str:
-        """The path of a staged file."""
-        return os.path.join(self.path, name)
-
-    def publish(self, names: Collection[str]) -> None:
-        """Make the target hold these of the staged files, and none of the other of the eight; or leave it as it is.
-
-        Each file is put in its place by one rename: whoever looks finds the old one whole or the new one whole.
+    def publish(self, names: Collection[str], before_change: Callable[[], None]) -> None:
+        """Move staged files to the target, each by one rename; on failure restore what was there.
 
         Parameters
         ----------
         names : collection of str
-            Names of files that were written.
+            The staged files.
+        before_change : callable
+            Called once everything is checked, before the target changes.
 
         Raises
         ------
         StagingError
-            If one of the files cannot be put there. Those before it are put back.
+            If the target holds other files and *replace* is off, or if a file cannot be moved.
         """
-        with _said_as_unwritable(self.target):
+        with _wrap_os_errors(self.target), _exclusive(self._lock_path):
             os.makedirs(self.target, exist_ok=True)
-        with _one_at_a_time(self.target):
-            self._replace(names)
+            self._require_replaceable(names)
+            before_change()
+            self._swap([name for name in self._manifest.files if self._replace or name in names], names)
+        self._created.clear()
 
-    def _replace(self, names: Collection[str]) -> None:
-        for name in FILES:
-            self._keep_old(name)
-        touched: list[str] = []
+    def _require_replaceable(self, names: Collection[str]) -> None:
+        """Raise `StagingError` for files that must not be replaced."""
+        foreign = []
+        for name in self._manifest.files:
+            path = os.path.join(self.target, name)
+            if not os.path.lexists(path):
+                continue
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a device"
+                raise StagingError(f"cannot replace {path}: expected a regular file, got {kind}. Move it away")
+            if sys.platform == "win32" and not mode & stat.S_IWRITE:
+                raise StagingError(f"cannot write {path}: Access is denied (the file is read-only)")
+            if not self._replace and not self._is_known(name, name in names):
+                foreign.append(name)
+        if foreign:
+            raise StagingError(
+                f"{self.target} holds other files with the names {', '.join(foreign)}. "
+                "Choose another folder, move them away, or pass --replace"
+            )
+
+    def _is_known(self, name: str, is_staged: bool) -> bool:
+        """Return whether a file in the target is the published one, or equal to the staged one."""
+        path = os.path.join(self.target, name)
+        if not os.path.isfile(path):  # a link to nothing, or to a device
+            return False
+        if is_staged and filecmp.cmp(path, self.path(name), shallow=False):
+            return True
+        return inspect_file(path, self._manifest).verified
+
+    def _swap(self, changed: list[str], names: Collection[str]) -> None:
+        """Replace or remove the files that change; undo everything if one of them fails."""
+        done: list[str] = []
         try:
-            for name in FILES:
-                touched.append(name)
-                self._put(self.file(name) if name in names else None, name)
-        except BaseException as error:
-            if isinstance(error, StagingError):
-                touched.pop()  # it could not be replaced, so it is the old one still
-            for name in touched:
+            for name in changed:
+                done.append(name)
+                self._keep_old(name)
+                self._move(self.path(name) if name in names else None, name)
+        except BaseException:
+            for name in done:
+                old = self.path(name + _OLD_SUFFIX)
                 with contextlib.suppress(StagingError):
-                    old = self.file(name + _OLD)
-                    self._put(old if os.path.lexists(old) else None, name)
+                    self._move(old if os.path.lexists(old) else None, name)
             raise
 
     def _keep_old(self, name: str) -> None:
-        """Copy what the target holds under that name: a hard link costs less, but not every file system has them."""
-        path, old = os.path.join(self.target, name), self.file(name + _OLD)
-        if os.path.isdir(path):
-            raise StagingError(f"cannot write {path}: there is a folder of that name")
-        with _said_as_unwritable(path), contextlib.suppress(FileNotFoundError):
-            _patiently(lambda: shutil.copy2(path, old, follow_symlinks=False))
-            if not os.path.islink(old):
-                os.chmod(old, os.stat(old).st_mode | stat.S_IWRITE)  # Windows removes nothing that is read-only
+        """Link the old file into the staging folder, or move it there if the file system has no hard links."""
+        path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
+        with _wrap_os_errors(path), contextlib.suppress(FileNotFoundError):
+            try:
+                if sys.platform == "win32":
+                    os.link(path, old)
+                else:
+                    os.link(path, old, follow_symlinks=False)
+            except OSError:
+                _retry_while_in_use(lambda: os.replace(path, old))
 
-    def _put(self, source: str | None, name: str) -> None:
-        """Have the target hold *source* under that name, or nothing."""
+    def _move(self, source: str | None, name: str) -> None:
+        """Move a file to the target under that name; without a source, remove what is there."""
         path = os.path.join(self.target, name)
-        with _said_as_unwritable(path):
+        with _wrap_os_errors(path):
             if source:
-                _patiently(lambda: os.replace(source, path))
+                _retry_while_in_use(lambda: os.replace(source, path))
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    _patiently(lambda: os.remove(path))
+                    _retry_while_in_use(lambda: os.remove(path))
+
+    def _remove_abandoned(self, has_locks: bool) -> None:
+        """Remove the staging folders of processes that were killed; called under the exclusive lock."""
+        pattern = re.compile(rf"{re.escape(self._prefix)}\.(.+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+        for name in os.listdir(self._parent):
+            match = pattern.fullmatch(name)
+            path = os.path.join(self._parent, name)
+            if match and (_is_old(path) or (has_locks and match[1] == _HOST and _is_unlocked(path))):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove_created_folders(self) -> None:
+        for folder in self._created:
+            with contextlib.suppress(OSError):  # another process may use it
+                os.rmdir(folder)
 
 
-def _patiently(change: Callable[[], object]) -> None:
-    """Make a change that Windows refuses while anybody has the file open: a reader is waited for."""
-    until = time.monotonic() + _READER_SECONDS
-    while True:
-        try:
-            change()
-            return
-        except PermissionError:
-            if sys.platform != "win32" or time.monotonic() > until:
-                raise
-        time.sleep(0.05)
+def _missing_folders(path: str) -> list[str]:
+    """Return the folders that a path needs and that do not exist, the deepest first."""
+    folders = []
+    while not os.path.lexists(path):
+        folders.append(path)
+        path = os.path.dirname(path)
+    return folders
 
 
-def _stands_apart(target: str) -> bool:
-    """Whether nothing beside the target can be renamed into it: it is a disk of its own, or what holds it is barred."""
+def _on_other_filesystem(target: str) -> bool:
+    """Return whether nothing beside the target can be renamed into it: it is a mount, or its parent is not writable."""
     if not os.path.isdir(target):
         return False
     parent = os.path.dirname(target)
     if os.path.ismount(target) or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
         return True
-    try:  # Linux refuses a way between two mounts, even of the same disk, before it looks for the file
-        nobodys = os.urandom(8).hex()
-        os.rename(os.path.join(target, nobodys), os.path.join(parent, nobodys))
+    probe = os.urandom(8).hex()
+    try:  # Linux refuses to rename between two mounts, even of one file system, before it looks for the file
+        os.rename(os.path.join(target, probe), os.path.join(parent, probe))
     except OSError as error:
         return error.errno == errno.EXDEV
     return False
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: str) -> Iterator[None]:
-    """Hold off others that publish to the folder, where the system locks folders: a set is then of one source."""
-    descriptor = None
-    with contextlib.suppress(OSError):  # Windows opens no folder, and not every file system has locks
-        descriptor = os.open(folder, os.O_RDONLY)
-        _lock(descriptor, wait=True)
+def _exclusive(path: str) -> Iterator[bool]:
+    """Hold a lock file, which is removed at the end; yield whether the file system has locks."""
+    while True:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process removed the folder that it had created
+            file = open(path, "ab")  # noqa: SIM115 - its lock lasts as long as it is open; NFS locks only writable files
+            has_lock = _lock(file, wait=True)
+            if not has_lock or _is_same_file(file, path):
+                break
+            file.close()  # the last holder removed it: lock the new one
     try:
-        yield
+        yield has_lock
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _clear_abandoned(parent: str, prefix: str) -> None:
-    """Remove the staging folders of processes that live no more."""
-    made_by_us = re.compile(re.escape(prefix) + "[0-9a-f]{8}" + re.escape(_SUFFIX))
-    with os.scandir(parent) as entries:
-        left = [entry.path for entry in entries if made_by_us.fullmatch(entry.name)]
-    for path in left:
+        if sys.platform == "win32":
+            file.close()  # Windows cannot remove an open file
         with contextlib.suppress(OSError):
-            os.rmdir(path)  # its process was killed before it had a lock
-        with contextlib.suppress(OSError):  # it lives, or nobody can tell, where there are no locks
-            with open(os.path.join(path, _LOCK), "r+b") as lock:
-                _lock(lock.fileno())
-                shutil.rmtree(path, ignore_errors=True)  # a maker that comes to its lock only now waits, and finds out
-            shutil.rmtree(path, ignore_errors=True)  # Windows removes no open file
+            os.remove(path)
+        file.close()
 
 
-def _own_lock(path: str) -> IO[bytes] | None:
-    """A new file, open, and locked where the file system has locks; None if its folder has just been cleared away."""
+def _lock(file: IO[bytes], wait: bool = False) -> bool:
+    """Lock an open file; return False if it is locked or the file system has no locks."""
     try:
-        file = open(path, "xb")  # noqa: SIM115 - its lock lives as long as it is open
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _is_same_file(file: IO[bytes], path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):
-        _lock(file.fileno(), wait=True)  # who came before us is clearing the folder away
-    if os.path.exists(path):
-        return file
-    file.close()
-    return None
+        return False
 
 
-def _lock(descriptor: int, wait: bool = False) -> None:
-    if sys.platform == "win32":
-        import msvcrt
+def _is_unlocked(folder: str) -> bool:
+    """Return whether nothing holds the lock of a staging folder."""
+    try:
+        with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
+            return _lock(file)
+    except FileNotFoundError:
+        return True  # its process was killed before it created the lock
+    except OSError:
+        return False
 
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+def _is_old(folder: str) -> bool:
+    try:
+        return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _retry_while_in_use(change: Callable[[], object]) -> None:
+    """Make a change; on Windows wait for readers, since it refuses to replace an open file."""
+    give_up = time.monotonic() + _READER_SECONDS
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > give_up:
+                raise
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
-def _said_as_unwritable(path: str) -> Iterator[None]:
+def _wrap_os_errors(path: str) -> Iterator[None]:
+    """Turn an OSError into a `StagingError` that names the path."""
     try:
         yield
     except OSError as error:

@@ -59,13 +59,13 @@ def test_fetch_writes_its_outcome_where_it_is_told_to_and_then_exits_with_0(
     tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     folder = write_all(tmp_path / "mine", sample_files)
-    assert run_command(tmp_path, "fetch", folder, "--outcome", "good.json").returncode == 0
+    assert run_command(tmp_path, "fetch", folder, "--result", "good.json").returncode == 0
     assert json.loads((tmp_path / "good.json").read_text()) == {
         "source": str(folder),
         "verified": False,
         "files": sorted(sample_files),
     }
-    assert run_command(tmp_path, "fetch", "nowhere", "--outcome", "bad.json").returncode == 0
+    assert run_command(tmp_path, "fetch", "nowhere", "--result", "bad.json").returncode == 0
     assert json.loads((tmp_path / "bad.json").read_text()) == {
         "error": f"{tmp_path / 'nowhere'}: there is no such file or folder"
     }
@@ -244,7 +244,7 @@ def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: 
 @pytest.mark.parametrize("who", ["me:secret", "me:a@secret", "me:secret@b"])
 def test_a_password_is_sent_but_not_shown(who: str, tmp_path: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive).replace("//", f"//{who}@")
-    result = run_command(tmp_path, "fetch", url, "--outcome=outcome.json")
+    result = run_command(tmp_path, "fetch", url, "--result=outcome.json")
     assert result.returncode == 0 and server.requests_for("a.tar.gz")[0]["Authorization"].startswith("Basic ")
     assert "secret" not in result.stdout + result.stderr + (tmp_path / "outcome.json").read_text()
 
@@ -273,7 +273,7 @@ def test_where_nobody_listens_it_goes_the_same_way(
     source: str, stderr: str, tmp_path: Path, bash: str, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     (tmp_path / "a.tar.gz").write_bytes(archive)
-    command = f"'{sys.executable}' -m imagenet_aux fetch {source} --outcome o.json {stderr}"
+    command = f"'{sys.executable}' -m imagenet_aux fetch {source} --result o.json {stderr}"
     subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, check=True)
     assert ("error" in json.loads((tmp_path / "o.json").read_text())) == (source == "nowhere")
     assert read_data(tmp_path) == (sample_files if source == "a.tar.gz" else {})
@@ -290,7 +290,7 @@ def test_progress_that_nobody_takes_does_not_end_a_fetch(
 
 def test_an_outcome_that_cannot_be_written_is_said_to_be_one(tmp_path: Path, archive: bytes) -> None:
     (tmp_path / "a.tar.gz").write_bytes(archive)
-    result = run_command(tmp_path, "fetch", "a.tar.gz", "--outcome=no/such.json")
+    result = run_command(tmp_path, "fetch", "a.tar.gz", "--result=no/such.json")
     assert result.returncode == 1 and "error: cannot write no/such.json: No such file" in result.stderr
 
 

@@ -103,7 +103,7 @@ def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are
 ) -> None:
     down = [host(location) for location, is_up in zip(CHAIN, up) if not is_up]
     with Proxy(world.http.port, world.https.port, down) as proxy:
-        result = fetch(world, proxy, tmp_path, "--outcome=outcome.json")
+        result = fetch(world, proxy, tmp_path, "--result=outcome.json")
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     asked = CHAIN[: up.index(True) + 1] if any(up) else CHAIN
     assert list(dict.fromkeys(proxy.hosts)) == [host(location) for location in asked]

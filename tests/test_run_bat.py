@@ -198,7 +198,7 @@ def test_run_bat_hands_over_the_same_words_as_run_sh(source: str, cmd: Cmd, fold
     result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), **orders)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     words = cmd.words(folder, script)
-    assert words == ["fetch", f"--checksum={'0' * 32}", "--outcome=how it went.json", "--", source]
+    assert words == ["fetch", f"--checksum={'0' * 32}", "--result=how it went.json", "--", source]
     if not WINDOWS:
         assert words == by_run_sh(folder, script, **orders)
 
@@ -206,7 +206,7 @@ def test_run_bat_hands_over_the_same_words_as_run_sh(source: str, cmd: Cmd, fold
 def test_run_bat_is_called_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
     result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()))
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    assert cmd.words(folder, script) == ["fetch", "--checksum=", "--outcome=", "--", ""]
+    assert cmd.words(folder, script) == ["fetch", "--checksum=", "--result=", "--", ""]
 
 
 def test_run_bat_takes_the_order_of_the_hooks_before_that_by_hand(cmd: Cmd, folder: Path, tmp_path: Path) -> None:

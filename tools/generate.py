@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import customize  # noqa: E402
-from imagenet_aux import contents  # noqa: E402
+from imagenet_aux.manifest import MANIFEST  # noqa: E402
 
 # In the order, and under the comments, that `mlc lint script` gives to the keys: it then leaves the file as it is.
 _SECTIONS = {
@@ -224,7 +224,7 @@ def _anchor(title: str) -> str:
 
 def _exported_keys() -> list[str]:
     """Every key that dependents may see, of CM's."""
-    keys = ["PATH", "VER", "SOURCE", "VERIFIED", *map(customize.path_key, contents.FILES)]
+    keys = ["PATH", "VER", "SOURCE", "VERIFIED", *map(customize.path_key, MANIFEST.files)]
     return [f"CM_DATASET_AUX_{key}" for key in keys]
 
 

@@ -1,0 +1,246 @@
+"""The command line: arguments, signals, progress, result."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any, Iterable, Iterator, NoReturn, TextIO
+
+from . import __version__
+from .errors import FetchError
+from .fetcher import fetch
+from .manifest import MANIFEST, Manifest
+from .progress import Progress
+from .verify import File, inspect_folder, missing
+
+_DESCRIPTION = "Fetch the Caffe ImageNet 2012 auxiliary files and verify them against their published digests."
+_EXIT_CODES = "exit codes: 0 success; 1 failure; 2 wrong usage; 129, 130 or 143 interrupted by a signal"
+_FETCH_EXAMPLE = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into imagenet-aux"
+_SHOW_EXAMPLE = "example: imagenet-aux show imagenet-aux"
+_DEBUG = "IMAGENET_AUX_DEBUG"
+
+# Signals that end the process after a cleanup. Windows has no SIGHUP.
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+
+
+class _Interrupted(BaseException):
+    """A stop signal arrived."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output or error; when it cannot be written, the text is dropped instead of failing again at exit."""
+
+    def write(self, text: str) -> int:
+        with self._drop_unwritable():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._drop_unwritable():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _drop_unwritable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def run() -> NoReturn:
+    """Run the command and exit with its code."""
+    gc.disable()  # so short a process has nothing worth collecting, and searching for it takes a tenth of a fetch
+    sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
+    code = main()
+    gc.freeze()
+    sys.exit(code)
+
+
+def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; by default those of the process.
+    manifest : Manifest, optional
+        Names, digests and mirrors.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except ValueError:  # in argparse before Python 3.13
+        parser.error("the value of an option cannot be --")
+    if args.command == "show":
+        return _show(args.folder, manifest)
+    return _fetch(args, manifest)
+
+
+def _output(stream: TextIO | None) -> TextIO:
+    """Return a stream that accepts everything, even where the original is closed, full or limited to ASCII."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return open(os.devnull, "w", encoding="utf-8")
+    return _Output(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("imagenet-aux", description=_DESCRIPTION, epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    text = "download, verify and write the files"
+    get = commands.add_parser(
+        "fetch", help=text, description=_sentence(text), epilog=f"{_FETCH_EXAMPLE}; {_EXIT_CODES}"
+    )
+    get.add_argument(
+        "source",
+        nargs="?",
+        default="",
+        metavar="SOURCE",
+        help="http, https or file URL, path of an archive, or path of a folder that holds the files; "
+        "by default the built-in mirrors are tried in turn",
+    )
+    get.add_argument("--checksum", default="", metavar="HEX", help="MD5 or SHA-256 that the archive must have")
+    get.add_argument("--into", default="data", metavar="FOLDER", help="where to write the files (default: %(default)s)")
+    get.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace files in FOLDER that differ from the published ones, and remove those that SOURCE lacks",
+    )
+    get.add_argument(
+        "--result",
+        default="",
+        metavar="FILE",
+        help="write the result or the error to FILE, as JSON, and exit with 0",
+    )
+
+    text = "list the files in a folder: size, lines, and whether each is the published one"
+    show = commands.add_parser("show", help=text, description=_sentence(text), epilog=f"{_SHOW_EXAMPLE}; {_EXIT_CODES}")
+    show.add_argument("folder", metavar="FOLDER", help="the folder to inspect")
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _show(folder: str, manifest: Manifest) -> int:
+    if not os.path.isdir(folder):
+        problem = "is a file" if os.path.exists(folder) else "does not exist"
+        print(f"error: {folder} {problem}: expected a folder", file=sys.stderr)
+        return 1
+    try:
+        files = inspect_folder(folder, manifest)
+    except OSError as error:
+        print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
+    print(_table(files, "published"), end="", flush=True)
+    lacking = missing(files, manifest)
+    if lacking:
+        print(f"missing from {folder}: {', '.join(lacking)}", file=sys.stderr)
+    return 0 if not lacking and all(file.verified for file in files) else 1
+
+
+def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
+    progress = Progress(sys.stderr)
+    handler = logging.StreamHandler(progress)
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat what servers send, at any length
+    code, report = _fetch_or_explain(args, manifest, progress)
+    if not args.result:
+        if code:
+            progress.write(f"error: {report['error']}\n")
+        return code
+    try:
+        _write_atomically(args.result, json.dumps(report))
+    except OSError as error:
+        progress.write(f"error: cannot write {args.result}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Progress) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the content of the result file."""
+    folder = os.path.abspath(args.into)
+    request = {"requested": args.source, "folder": folder}
+    try:
+        try:
+            _handle_signals(_interrupt)
+            result = fetch(
+                args.source,
+                folder,
+                args.checksum,
+                args.replace,
+                manifest=manifest,
+                watch=progress,
+                before_publish=lambda: _handle_signals(signal.SIG_IGN),
+            )
+        finally:
+            _handle_signals(signal.SIG_IGN)
+            progress.clear()
+    except _Interrupted as interruption:
+        return interruption.exit_code, {**request, "error": str(interruption)}
+    except FetchError as error:
+        return 1, {**request, "error": str(error)}
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            progress.write(traceback.format_exc())
+        reason = f"unexpected {type(error).__name__}: {error}. Set {_DEBUG}=1 for a traceback"
+        return 1, {**request, "error": reason}
+    print(_table(result.files, "verified") + f"in {folder}", flush=True)
+    names = [file.name for file in result.files]
+    return 0, {**request, "source": result.source, "verified": result.verified, "files": names}
+
+
+class _Formatter(logging.Formatter):
+    """Prefix warnings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        return prefix + super().format(record)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """Raise, so that the staging folder is removed."""
+    _handle_signals(signal.SIG_IGN)  # a second signal would interrupt the cleanup
+    raise _Interrupted(number)
+
+
+def _handle_signals(handler: Any) -> None:
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # inherited, for example from nohup
+            signal.signal(number, handler)
+
+
+def _table(files: Iterable[File], heading: str) -> str:
+    rows = [("file", "bytes", "lines", heading)]
+    for name, size, lines, verified in files:
+        rows.append((name, f"{size:,}", "-" if lines is None else f"{lines:,}", "yes" if verified else "no"))
+    return "".join(f"{name:<27}{size:>11}{lines:>11}  {verified}\n" for name, size, lines, verified in rows)
+
+
+def _write_atomically(path: str, text: str) -> None:
+    """Write a file so that readers find all of it or none."""
+    part = path + ".part"
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(part, path)

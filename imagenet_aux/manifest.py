@@ -1,0 +1,95 @@
+"""The dataset's facts: its files, their published digests, and the built-in mirrors."""
+
+from __future__ import annotations
+
+from typing import Mapping, NamedTuple
+
+ARCHIVE_NAME = "caffe_ilsvrc12.tar.gz"
+
+# About three times the size of the dataset: the limit for a download, for what it unpacks to, and for the disk.
+MAX_BYTES = 200 << 20
+
+
+class Mirror(NamedTuple):
+    """A host that serves the dataset as an archive, or file by file.
+
+    Attributes
+    ----------
+    address : str
+        The URL that users see and pass.
+    digest : str
+        MD5 or SHA-256 of the archive, in hex; empty if unknown.
+    query : str
+        Query string that the archive's URL needs.
+    files : mapping of str to str
+        For a mirror without an archive: the URL of each file.
+    optional : collection of str
+        Names of files that this mirror may lack.
+    """
+
+    address: str
+    digest: str = ""
+    query: str = ""
+    files: Mapping[str, str] = {}
+    optional: tuple[str, ...] = ()
+
+
+class Manifest(NamedTuple):
+    """Everything that is known about the dataset.
+
+    Attributes
+    ----------
+    files : mapping of str to str
+        The digest of each file, in hex: SHA-256 (64 digits) or git blob id (40 digits).
+    mirrors : tuple of Mirror
+        In the order in which they are tried.
+    """
+
+    files: Mapping[str, str]
+    mirrors: tuple[Mirror, ...]
+
+
+_GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
+_FORK = "https://raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
+
+MANIFEST = Manifest(
+    # Independent public repositories agree on each digest. Of train.txt and imagenet.bet.pickle only the git blob id
+    # is known.
+    files={
+        "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
+        "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",
+        "imagenet_mean.binaryproto": "b5863836b6777bdb3d336d94c791864500e2aebb49f7c2bf3d20110223da244f",
+        "synset_words.txt": "acf75ef0abe89694b19056e0796401068b459c457baa30335f240c7692857355",
+        "synsets.txt": "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15",
+        "test.txt": "fecd6a03eb9f74811e52791295f4ddf62d4b8b6b31de2c73eafae7e9fbd896ee",
+        "train.txt": "39ce41b8efe238c4970ce04283407a3c2290711d",
+        "val.txt": "4138c0cd92d2dffea9353a9339c9f352361b7c6c267d2ff989b366f154188257",
+    },
+    mirrors=(
+        Mirror(  # the MD5 is from MLCommons' script with the same uid
+            f"https://www.dropbox.com/s/92n2fyej3lzy3s3/{ARCHIVE_NAME}",
+            digest="ee346d67141e476df9c1a3f813552503",
+            query="?dl=1",  # without it, Dropbox responds with HTML
+        ),
+        Mirror(  # the SHA-256 is from OpenEmbedded's recipes for Caffe
+            f"http://dl.caffe.berkeleyvision.org/{ARCHIVE_NAME}",
+            digest="e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491",
+        ),
+        Mirror(f"https://armi.in/files/{ARCHIVE_NAME}", digest="ee346d67141e476df9c1a3f813552503"),
+        Mirror(f"https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/{ARCHIVE_NAME}"),
+        Mirror(  # commits of git repositories, which cannot change
+            _GITHUB,
+            files={
+                "synsets.txt": f"{_GITHUB}/ilsvrc_2012_synsets.txt",
+                "synset_words.txt": f"{_GITHUB}/ilsvrc_2012_synset_words.txt",
+                "imagenet_mean.binaryproto": f"{_GITHUB}/ilsvrc_2012_mean.binaryproto",
+                "val.txt": f"{_GITHUB}/ilsvrc_2012_val.txt",
+                "test.txt": f"{_GITHUB}/ilsvrc_2012_test.txt",
+                "train.txt": f"{_GITHUB}/ilsvrc_2012_train.txt",
+                "det_synset_words.txt": f"{_FORK}/det_synset_words.txt",
+                "imagenet.bet.pickle": f"{_FORK}/imagenet.bet.pickle",
+            },
+            optional=("det_synset_words.txt", "imagenet.bet.pickle"),
+        ),
+    ),
+)

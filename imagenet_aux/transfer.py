@@ -1,0 +1,140 @@
+"""Transfers: the bytes of one URL or one local file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from typing import Callable, Iterable, Iterator, Protocol, TypeVar
+
+from .errors import ContentError, FetchError, SourceError
+from .manifest import MAX_BYTES
+
+_CHUNK_BYTES = 1 << 18
+_IGNORABLE_PREFIX = b"\xef\xbb\xbf \t\r\n"
+_MAX_PREFIX_BYTES = 4096
+
+T = TypeVar("T")
+
+
+class Stream(Protocol):
+    """The bytes of one transfer.
+
+    Attributes
+    ----------
+    label : str
+        The host, or the file's name.
+    received : int
+        Bytes so far.
+    size : int or None
+        Bytes in total; None if unknown.
+    """
+
+    label: str
+    received: int
+    size: int | None
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for the host."""
+
+    def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
+        """Return ``consume(chunks)``; restart the transfer if that may help."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes."""
+
+
+Watch = Callable[[Stream], None]
+
+
+class LocalFile:
+    """A local file as a `Stream`; it is read once."""
+
+    waited = 0.0
+
+    def __init__(self, path: str, watch: Watch) -> None:
+        self.label = os.path.basename(path)
+        self.received = 0
+        self.size: int | None = None
+        self._path = path
+        self._watch = watch
+
+    def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
+        """Return ``consume(chunks)``."""
+        try:
+            mode = os.stat(self._path).st_mode
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(mode):
+            raise SourceError("is a folder or a device: expected a regular file")
+        return consume(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes; raise `SourceError` if they cannot be read."""
+        try:
+            with open(self._path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                while True:
+                    chunk = file.read(_CHUNK_BYTES)
+                    if not chunk:
+                        return
+                    self.received += len(chunk)
+                    self._watch(self)
+                    yield chunk
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from None
+
+
+def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
+    """Return the stream of a URL or a path.
+
+    Parameters
+    ----------
+    location : str
+        HTTP(S) URL, or path of a local file.
+    watch : callable
+        Called with the stream whenever bytes arrive, and twice a second while none do.
+    min_rate : float
+        Bytes per second below which a download fails; 0 for no limit.
+
+    Raises
+    ------
+    FetchError
+        If the package requests is missing.
+    """
+    if not is_http(location):
+        return LocalFile(location, watch)
+    try:
+        from .download import Download  # imports requests, which local files do not need
+    except ImportError as error:
+        raise FetchError(f"HTTP needs the package requests: {error}. Run: pip install requests") from None
+    return Download(location, watch, min_rate)
+
+
+def is_http(location: str) -> bool:
+    """Return whether a location is an HTTP(S) URL rather than a path."""
+    return location.lower().startswith(("http://", "https://"))
+
+
+def limit_size(chunks: Iterable[bytes], error: Exception, limit: int = MAX_BYTES) -> Iterator[bytes]:
+    """Pass chunks through; raise the error if they exceed the limit."""
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > limit:
+            raise error
+        yield chunk
+
+
+def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the chunks; raise `ContentError` if they start like HTML or XML."""
+    iterator = iter(chunks)
+    start = b""
+    for chunk in iterator:
+        start += chunk
+        if start.strip(_IGNORABLE_PREFIX) or len(start) > _MAX_PREFIX_BYTES:
+            break
+    if start.lstrip(_IGNORABLE_PREFIX).startswith(b"<"):
+        raise ContentError("HTML or XML instead of the file: the link may have expired, or need a login")
+    return itertools.chain([start], iterator)

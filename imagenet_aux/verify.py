@@ -1,0 +1,140 @@
+"""Verify files against the digests of a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from typing import Any, Iterable, NamedTuple
+
+from .manifest import MANIFEST, Manifest
+
+_CHUNK_BYTES = 1 << 20
+# By the number of hex digits. MD5 and SHA-256 identify archives, a git blob id or a SHA-256 identifies a file.
+_ALGORITHMS = {32: "MD5", 40: "SHA-1", 64: "SHA-256"}
+
+
+class File(NamedTuple):
+    """One of the dataset's files.
+
+    Attributes
+    ----------
+    name : str
+        One of the manifest's file names.
+    size : int
+        In bytes.
+    lines : int or None
+        Number of line feeds; None if the file is not text.
+    verified : bool
+        Whether its digest is the published one.
+    """
+
+    name: str
+    size: int
+    lines: int | None
+    verified: bool
+
+
+class FileInspector:
+    """Count and hash the bytes of one file while they pass.
+
+    Parameters
+    ----------
+    name : str
+        The file's name.
+    expected : str
+        Its digest, in hex: SHA-256 or git blob id.
+    size : int
+        Its size in bytes, which is a part of a git blob id.
+    """
+
+    def __init__(self, name: str, expected: str, size: int) -> None:
+        self._name = name
+        self._expected = expected
+        self._hash = new_hash(expected)
+        self._is_text = name.endswith(".txt")
+        self._size = self._lines = 0
+        if self._hash.name == "sha1":
+            self._hash.update(b"blob %d\0" % size)
+
+    def update(self, chunk: bytes) -> None:
+        """Add the next bytes."""
+        self._hash.update(chunk)
+        self._size += len(chunk)
+        if self._is_text:
+            self._lines += chunk.count(b"\n")
+
+    def result(self) -> File:
+        """Return what the bytes so far amount to."""
+        lines = self._lines if self._is_text else None
+        return File(self._name, self._size, lines, self._hash.hexdigest() == self._expected)
+
+
+def inspect_file(path: str, manifest: Manifest) -> File:
+    """Read one of the dataset's files; its path must end in the file's name."""
+    name = os.path.basename(path)
+    with open(path, "rb") as file:
+        inspector = FileInspector(name, manifest.files[name], os.fstat(file.fileno()).st_size)
+        while True:
+            try:
+                chunk = file.read(_CHUNK_BYTES)
+            except OSError as error:
+                error.filename = path  # only open() sets it
+                raise
+            if not chunk:
+                return inspector.result()
+            inspector.update(chunk)
+
+
+def inspect_folder(folder: str, manifest: Manifest = MANIFEST) -> list[File]:
+    """Read each of the dataset's files in a folder and compare it with its published digest.
+
+    Parameters
+    ----------
+    folder : str
+        Path of the folder.
+    manifest : Manifest, optional
+        Names and digests.
+
+    Returns
+    -------
+    list of File
+        In the order of the manifest, without those that are missing.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    """
+    paths = [os.path.join(folder, name) for name in manifest.files]
+    return [inspect_file(path, manifest) for path in paths if _is_regular_file(path)]
+
+
+def _is_regular_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def missing(files: Iterable[File], manifest: Manifest) -> list[str]:
+    """Return the names of the dataset's files that are not among *files*."""
+    present = {file.name for file in files}
+    return [name for name in manifest.files if name not in present]
+
+
+def new_hash(digest: str) -> Any:
+    """Return a hashlib object for the algorithm of a hex digest; it also works where FIPS mode blocks MD5 and SHA-1."""
+    new = getattr(hashlib, digest_name(digest).replace("-", "").lower())
+    return new(usedforsecurity=False) if sys.version_info >= (3, 9) else new()
+
+
+def digest_name(digest: str) -> str:
+    """Return the name of a hex digest's algorithm."""
+    return _ALGORITHMS[len(digest)]
+
+
+def is_archive_digest(text: str) -> bool:
+    """Return whether a text is an MD5 or a SHA-256 in lower-case hex."""
+    return len(text) in (32, 64) and not text.strip("0123456789abcdef")

@@ -10,6 +10,8 @@ import sample_archive
 from cm_home import ROOT, CmHome
 from server import Server
 
+from imagenet_aux.manifest import MANIFEST
+
 PUBLISHED = ROOT.parent / "shared" / "aux-real"
 
 
@@ -42,13 +44,14 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def sample_files() -> dict[str, bytes]:
-    """Return eight files of a hundredth of the published size."""
-    return sample_archive.make_files(0.01)
+    """Make every file of the manifest, at about a hundredth of the published size."""
+    files = sample_archive.make_files(0.01)
+    return {name: files.get(name, b"sample\n") for name in MANIFEST.files}
 
 
 @pytest.fixture(scope="session")
 def old_files(sample_files: dict[str, bytes]) -> dict[str, bytes]:
-    """Return eight files that all differ from the sample files."""
+    """Make files that all differ from the sample files."""
     return {name: data[::-1] for name, data in sample_files.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
-from typing import Any, Collection
+from typing import Any, Collection, Mapping
 
 
 class Proxy:
@@ -17,6 +17,9 @@ class Proxy:
         Loopback ports that serve plain requests and tunnels, whatever host they name.
     down : collection of str
         Host names for which the proxy responds ``410``.
+    faults : mapping of int to str
+        What happens to single requests, numbered from 0: ``refuse`` responds ``503``, ``plain`` connects a tunnel to
+        the port for plain requests, so that TLS fails.
 
     Attributes
     ----------
@@ -26,10 +29,13 @@ class Proxy:
         The proxy's address.
     """
 
-    def __init__(self, http_port: int, https_port: int, down: Collection[str] = ()) -> None:
+    def __init__(
+        self, http_port: int, https_port: int, down: Collection[str] = (), faults: Mapping[int, str] = {}
+    ) -> None:
         self.hosts: list[str] = []
         self._ports = {"http": http_port, "https": https_port}
         self._down = down
+        self._faults = faults
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -52,11 +58,14 @@ class Proxy:
                 head = [line for line in iter(self.rfile.readline, b"\r\n") if line]
                 scheme = "https" if method == "CONNECT" else "http"
                 host = target.split("://")[-1].split("/")[0].split(":")[0]
+                fault = proxy._faults.get(len(proxy.hosts), "refuse" if host in proxy._down else "")
                 proxy.hosts.append(host)
-                if host in proxy._down:
-                    self.wfile.write(b"HTTP/1.1 410 Gone for good\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                if fault == "refuse":
+                    status = b"410 Gone for good" if host in proxy._down else b"503 Try later"
+                    self.wfile.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
                     return
-                with socket.create_connection(("127.0.0.1", proxy._ports[scheme])) as server:
+                port = proxy._ports["http" if fault == "plain" else scheme]
+                with socket.create_connection(("127.0.0.1", port)) as server:
                     if scheme == "https":
                         self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
                     else:

@@ -12,17 +12,6 @@ import sys
 import tarfile
 from typing import Iterable
 
-NAMES = (
-    "det_synset_words.txt",
-    "imagenet.bet.pickle",
-    "imagenet_mean.binaryproto",
-    "synset_words.txt",
-    "synsets.txt",
-    "test.txt",
-    "train.txt",
-    "val.txt",
-)
-
 
 def make_files(scale: float = 1.0) -> dict[str, bytes]:
     """Make the eight files, always the same ones; a *scale* below 1 reduces the number of lines and bytes."""

@@ -1,61 +1,92 @@
-"""The chain of sources, tried for real: a proxy plays all five hosts."""
+"""The built-in mirrors: their order, verification and fallbacks. A proxy connects their hosts to local servers."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Collection, Iterator, Mapping
+from urllib.parse import urlsplit
 
 import pytest
 import sample_archive
 import trustme
-from cm_home import ROOT
-from command import package_for, read_data, run_command
+from command import NO_COVERAGE, read_data, run_command, start_command
 from proxy import Proxy
 from server import Reply, Server
 
-DROPBOX = "www.dropbox.com/s/92n2fyej3lzy3s3/caffe_ilsvrc12.tar.gz"
-BERKELEY = "dl.caffe.berkeleyvision.org/caffe_ilsvrc12.tar.gz"
-ARMI = "armi.in/files/caffe_ilsvrc12.tar.gz"
-OPENMMLAB = "download.openmmlab.com/mmclassification/datasets/imagenet/meta/caffe_ilsvrc12.tar.gz"
-BVLC = "raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
-FORK = "raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
-CHAIN = (DROPBOX, BERKELEY, ARMI, OPENMMLAB, BVLC)
-ON_GITHUB = {
-    "synsets.txt": f"{BVLC}/ilsvrc_2012_synsets.txt",
-    "synset_words.txt": f"{BVLC}/ilsvrc_2012_synset_words.txt",
-    "imagenet_mean.binaryproto": f"{BVLC}/ilsvrc_2012_mean.binaryproto",
-    "val.txt": f"{BVLC}/ilsvrc_2012_val.txt",
-    "test.txt": f"{BVLC}/ilsvrc_2012_test.txt",
-    "train.txt": f"{BVLC}/ilsvrc_2012_train.txt",
-    "det_synset_words.txt": f"{FORK}/det_synset_words.txt",
-    "imagenet.bet.pickle": f"{FORK}/imagenet.bet.pickle",
-}
+from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
+
+MIRRORS = MANIFEST.mirrors
+ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
+SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.files)
+QUERY = next(mirror for mirror in MIRRORS if mirror.query)
+HTTPS = next(mirror for mirror in ARCHIVES[1:] if mirror.address.startswith("https:"))
+HTTP = next(mirror for mirror in ARCHIVES if mirror.address.startswith("http:"))
+REQUIRED = [name for name in SINGLE_FILES.files if name not in SINGLE_FILES.optional]
 
 
-def host(location: str) -> str:
-    return location.partition("/")[0]
+def host(url: str) -> str:
+    return str(urlsplit(url).hostname)
 
 
-def path(location: str) -> str:
-    return location.partition("/")[2]
+def digest_like(published: str, data: bytes) -> str:
+    """Return the digest of the data, of the same kind as a published one."""
+    if len(published) == 40:
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return {0: "", 32: hashlib.md5(data).hexdigest(), 64: hashlib.sha256(data).hexdigest()}[len(published)]
 
 
-class World(NamedTuple):
-    """All five hosts, each with the set; and a package for which that set is the published one."""
+class Hosts:
+    """All mirrors, with the sample files as the published ones.
 
-    http: Server
-    https: Server
-    env: dict[str, str]
-    package: Path
+    Attributes
+    ----------
+    manifest : Manifest
+        The mirrors' addresses, with the digests of the sample files.
+    requested : list of str
+        The hosts that the last fetch requested, in order, each once.
+    """
 
-    def at(self, location: str) -> Server:
-        return self.http if location == BERKELEY else self.https
+    def __init__(self, http: Server, https: Server, ca_bundle: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.requested: list[str] = []
+        self.http = http
+        self.https = https
+        self._ca_bundle = str(ca_bundle)
+
+    def serve(self, url: str, body: bytes, *replies: Reply) -> None:
+        """Serve a file at a mirror's URL."""
+        self._server(url).serve(urlsplit(url).path[1:], body, *replies)
+
+    def requests_for(self, url: str) -> list[dict[str, str]]:
+        """Return the headers of each request for a URL."""
+        return self._server(url).requests_for(urlsplit(url).path[1:])
+
+    def fetch(
+        self,
+        folder: Path,
+        *args: str,
+        down: Collection[str] = (),
+        faults: Mapping[int, str] = {},
+        **env: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Fetch into a folder, through a proxy on which some hosts are down."""
+        with Proxy(self.http.port, self.https.port, down, faults) as proxy:
+            env = {**self.env(proxy), **env}
+            result = run_command(folder, "fetch", *args, manifest=self.manifest, **env)
+        self.requested = list(dict.fromkeys(proxy.hosts))
+        return result
+
+    def env(self, proxy: Proxy) -> dict[str, str]:
+        """Return the environment variables for a proxy."""
+        return {"http_proxy": proxy.url, "https_proxy": proxy.url, "REQUESTS_CA_BUNDLE": self._ca_bundle}
+
+    def _server(self, url: str) -> Server:
+        return self.http if url.startswith("http:") else self.https
 
 
 @pytest.fixture(scope="module")
@@ -63,187 +94,361 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    issued = authority.issue_cert(*sorted({host(location) for location in CHAIN}))
+    urls = [url for mirror in MIRRORS for url in (mirror.address, *mirror.files.values())]
+    issued = authority.issue_cert(*sorted(set(map(host, urls))))
     issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
     return folder
 
 
-@pytest.fixture(scope="module")
-def package(sample_files: dict[str, bytes], archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return package_for(sample_files, archive, tmp_path_factory.mktemp("package"))
-
-
 @pytest.fixture
-def world(certificates: Path, package: Path, sample_files: dict[str, bytes], archive: bytes) -> Iterator[World]:
+def hosts(certificates: Path, sample_files: dict[str, bytes], archive: bytes) -> Iterator[Hosts]:
+    digests = {name: digest_like(digest, sample_files[name]) for name, digest in MANIFEST.files.items()}
+    mirrors = tuple(mirror._replace(digest=digest_like(mirror.digest, archive)) for mirror in MIRRORS)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(certificates / "server.pem"))
     with Server() as http, Server(context) as https:
-        env = {"REQUESTS_CA_BUNDLE": str(certificates / "authority.pem")}
-        made = World(http, https, env, package)
-        for location in CHAIN[:4]:
-            made.at(location).serve(path(location), archive)
-        for name, location in ON_GITHUB.items():
-            https.serve(path(location), sample_files[name])
+        made = Hosts(http, https, certificates / "authority.pem", Manifest(digests, mirrors))
+        for mirror in ARCHIVES:
+            made.serve(mirror.address, archive)
+        for name, url in SINGLE_FILES.files.items():
+            made.serve(url, sample_files[name])
         yield made
 
 
-def fetch(world: World, proxy: Proxy, folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    through = {"http_proxy": proxy.url, "https_proxy": proxy.url, **world.env, **env}
-    return run_command(folder, "fetch", *words, package=world.package, **through)
+def read_result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
 
-@pytest.mark.parametrize(
-    "up", list(itertools.product([True, False], repeat=5)), ids=lambda up: "".join("-+"[u] for u in up)
-)
-def test_the_first_host_that_is_up_serves_and_the_reasons_of_those_before_it_are_shown(
-    up: tuple[bool, ...],
-    world: World,
-    tmp_path: Path,
-    sample_files: dict[str, bytes],
+def pack_with(files: dict[str, bytes], **changed: bytes) -> bytes:
+    """Pack the files, some of them changed; underscores in a name stand for dots."""
+    return sample_archive.pack_files({**files, **{name.replace("_", "."): data for name, data in changed.items()}})
+
+
+# The order
+
+
+@pytest.mark.parametrize("down", range(len(MIRRORS)), ids="{} down".format)
+def test_uses_the_first_mirror_that_works(
+    down: int, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    down = [host(location) for location, is_up in zip(CHAIN, up) if not is_up]
-    with Proxy(world.http.port, world.https.port, down) as proxy:
-        result = fetch(world, proxy, tmp_path, "--result=outcome.json")
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    asked = CHAIN[: up.index(True) + 1] if any(up) else CHAIN
-    assert list(dict.fromkeys(proxy.hosts)) == [host(location) for location in asked]
-    for location in asked[:-1]:
-        assert re.search(rf"{re.escape(location)}: .*410", result.stderr)
-    if any(up):
-        assert outcome["source"].endswith(asked[-1]) and outcome["verified"]
-        assert read_data(tmp_path) == sample_files
-    else:
-        said, *reasons = outcome["error"].splitlines()
-        assert said == "none of the sources could serve; try later, or name an archive or a folder of your own:"
-        assert [location in reason for location, reason in zip(CHAIN, reasons)] == [True] * 5
-        assert read_data(tmp_path) == {}
-
-
-@pytest.mark.parametrize("location", CHAIN, ids=host)
-def test_the_source_that_a_variation_names_is_asked_first_and_the_others_after_it(
-    location: str, world: World, tmp_path: Path, sample_files: dict[str, bytes]
-) -> None:
-    scheme = "http" if location == BERKELEY else "https"
-    with Proxy(world.http.port, world.https.port, down=[host(location)]) as proxy:
-        fetch(world, proxy, tmp_path, f"{scheme}://{location}")
-    rest = [other for other in CHAIN if other != location]
-    assert list(dict.fromkeys(proxy.hosts)) == [host(location), host(rest[0])]
+    failing = MIRRORS[:down]
+    result = hosts.fetch(tmp_path, "--result=result.json", down=[host(mirror.address) for mirror in failing])
+    assert hosts.requested[: down + 1] == [host(mirror.address) for mirror in MIRRORS[: down + 1]]
+    assert read_result(tmp_path) == {
+        "requested": "",
+        "folder": str(tmp_path / "data"),
+        "source": MIRRORS[down].address,
+        "verified": True,
+        "files": list(MANIFEST.files),
+    }
     assert read_data(tmp_path) == sample_files
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(failing)
+    for mirror, warning in zip(failing, warnings):
+        assert re.fullmatch(rf"warning: {re.escape(mirror.address)}: .*410 Gone for good", warning)
 
 
-def test_dropbox_is_asked_for_the_file_and_told_who_asks(world: World, tmp_path: Path) -> None:
-    with Proxy(world.http.port, world.https.port) as proxy:
-        fetch(world, proxy, tmp_path)
-    _, asked, headers = world.https.requests[0]
-    assert asked.endswith("?dl=1")
-    assert headers["User-Agent"].startswith("get-dataset-imagenet-aux")
-
-
-def test_wrong_bytes_of_any_mirror_are_never_taken(
-    world: World, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes
-) -> None:
-    wrong = sample_archive.pack_files({**sample_files, "val.txt": sample_files["val.txt"].replace(b" 5\n", b" 6\n")})
-    for location in CHAIN[:4]:
-        world.at(location).serve(path(location), wrong)
-    with Proxy(world.http.port, world.https.port) as proxy:
-        result = fetch(world, proxy, tmp_path)
-    assert read_data(tmp_path) == sample_files
-    assert result.stderr.count("does not give the published val.txt") == 4
-
-
-def test_another_packing_of_the_published_files_is_as_good(
-    world: World, tmp_path: Path, sample_files: dict[str, bytes]
-) -> None:
-    world.https.serve(path(DROPBOX), sample_archive.pack_files(sample_files, level=1))
-    with Proxy(world.http.port, world.https.port) as proxy:
-        result = fetch(world, proxy, tmp_path)
-    assert read_data(tmp_path) == sample_files
-    assert set(proxy.hosts) == {host(DROPBOX)}
-    assert result.stdout.count("yes") == 8
-
-
-@pytest.mark.parametrize("named", ["", f"https://{DROPBOX}"])
-def test_a_checksum_chooses_among_the_mirrors(
-    named: str, world: World, tmp_path: Path, sample_files: dict[str, bytes]
-) -> None:
-    other = sample_archive.pack_files(sample_files, level=1)
-    world.https.serve(path(ARMI), other)
-    with Proxy(world.http.port, world.https.port) as proxy:
-        fetch(world, proxy, tmp_path, named, "--checksum", hashlib.sha256(other).hexdigest())
-    assert proxy.hosts == [host(DROPBOX), host(BERKELEY), host(ARMI)]
-    assert read_data(tmp_path) == sample_files
-
-
-@pytest.mark.parametrize("name", ["val.txt", "train.txt"])
-def test_a_required_single_file_that_is_not_the_published_one_is_not_taken(
-    name: str, world: World, tmp_path: Path
-) -> None:
-    world.https.serve(path(ON_GITHUB[name]), b"other\n")
-    down = [host(location) for location in CHAIN[:4]]
-    with Proxy(world.http.port, world.https.port, down) as proxy:
-        result = fetch(world, proxy, tmp_path)
-    assert result.returncode == 1 and f"does not give the published {name}" in result.stderr
+def test_reports_each_mirror_once_if_all_are_down(hosts: Hosts, tmp_path: Path) -> None:
+    result = hosts.fetch(tmp_path, down=[host(mirror.address) for mirror in MIRRORS])
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert lines[: len(MIRRORS) + 1] == [
+        *(f"trying {mirror.address}" for mirror in MIRRORS),
+        f"error: none of the {len(MIRRORS)} mirrors could be reached. "
+        f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH. Reasons:",
+    ]
+    reasons = lines[len(MIRRORS) + 1 :]
+    assert len(reasons) == len(MIRRORS)
+    for mirror, reason in zip(MIRRORS, reasons):
+        assert re.fullmatch(rf"{re.escape(mirror.address)}: .*410 Gone for good", reason)
     assert read_data(tmp_path) == {}
 
 
-@pytest.mark.parametrize("reply", [Reply(status=404), Reply(body=b"other"), Reply(body=b"<!DOCTYPE html><p>Sorry")])
-def test_the_two_files_of_the_other_repository_may_be_missing(
-    reply: Reply, world: World, tmp_path: Path, sample_files: dict[str, bytes]
-) -> None:
-    extras = ("det_synset_words.txt", "imagenet.bet.pickle")
-    for name in extras:
-        world.https.serve(path(ON_GITHUB[name]), b"", reply)
-    with Proxy(world.http.port, world.https.port) as proxy:
-        result = fetch(world, proxy, tmp_path, f"https://{BVLC}")
-    assert result.returncode == 0
-    assert read_data(tmp_path) == {name: data for name, data in sample_files.items() if name not in extras}
-    assert "delivered without: det_synset_words.txt, imagenet.bet.pickle" in result.stderr
+def test_result_file_holds_the_reasons_instead_of_stderr(hosts: Hosts, tmp_path: Path) -> None:
+    result = hosts.fetch(tmp_path, "--result=result.json", down=[host(mirror.address) for mirror in MIRRORS])
+    assert result.returncode == 0 and "410" not in result.stderr
+    report = read_result(tmp_path)
+    assert set(report) == {"requested", "folder", "error"}
+    assert report["error"].count("410 Gone for good") == len(MIRRORS)
 
 
-@pytest.mark.parametrize(
-    "replies",
-    [
-        (Reply(stop_at=100000), Reply()),
-        (Reply(stop_at=100000, then="reset"), Reply()),
-        (Reply(status=503, headers={"Retry-After": "0"}), Reply()),
-        (Reply(chunked=True),),
-        (Reply(length=False),),
-        (Reply(stop_at=100000), Reply(ranges=False)),
-        (Reply(stop_at=100000), Reply(shift=5), Reply()),
-    ],
-    ids=["cut", "reset", "503", "chunked", "no length", "cut without ranges", "resumed in the wrong place"],
-)
-def test_single_files_outlive_a_bad_line_too(
-    replies: tuple[Reply, ...],
-    world: World,
-    tmp_path: Path,
-    sample_files: dict[str, bytes],
+@pytest.mark.parametrize("mirror", MIRRORS, ids=lambda mirror: host(mirror.address))
+def test_tries_the_requested_mirror_first(
+    mirror: Mirror, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    world.https.serve(path(ON_GITHUB["train.txt"]), sample_files["train.txt"], *replies)
-    with Proxy(world.http.port, world.https.port) as proxy:
-        fetch(world, proxy, tmp_path, f"https://{BVLC}")
+    hosts.fetch(tmp_path, mirror.address, down=[host(mirror.address)])
+    others = [other for other in MIRRORS if other != mirror]
+    assert hosts.requested == [host(mirror.address), host(others[0].address)]
     assert read_data(tmp_path) == sample_files
-    assert set(proxy.hosts) == {host(BVLC)}
 
 
-def test_an_untrusted_certificate_means_that_nothing_is_asked(world: World, tmp_path: Path) -> None:
-    with Proxy(world.http.port, world.https.port, down=[host(BERKELEY)]) as proxy:
-        result = fetch(world, proxy, tmp_path, REQUESTS_CA_BUNDLE="")
+def with_upper_case_host(address: str) -> str:
+    return address.replace(host(address), host(address).upper())
+
+
+VARIANTS = {
+    "query": (QUERY, f"{QUERY.address}?dl=0"),
+    "the mirror's query": (QUERY, QUERY.address + QUERY.query),
+    "slash after an archive": (HTTPS, f"{HTTPS.address}/"),
+    "slash after a folder": (SINGLE_FILES, f"{SINGLE_FILES.address}/"),
+    "HTTP:": (HTTP, HTTP.address.replace("http:", "HTTP:")),
+    "HTTPS:": (HTTPS, HTTPS.address.replace("https:", "HTTPS:")),
+    "upper-case host": (HTTPS, with_upper_case_host(HTTPS.address)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_recognizes_variants_of_a_mirrors_address(name: str, hosts: Hosts, tmp_path: Path) -> None:
+    mirror, variant = VARIANTS[name]
+    hosts.fetch(tmp_path, variant, "--result=result.json")
+    report = read_result(tmp_path)
+    assert report["source"] == mirror.address and report["requested"] == variant
+    assert hosts.requested[0] == host(mirror.address)
+
+
+def test_does_not_recognize_another_path_of_a_mirrors_host(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.fetch(tmp_path, HTTPS.address.upper().replace("HTTPS:", "https:"), "--result=result.json")
+    assert "404" in read_result(tmp_path)["error"]
+    assert hosts.requested == [host(HTTPS.address)]
+
+
+def test_sends_the_mirrors_query_and_a_user_agent(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.fetch(tmp_path, f"{QUERY.address}?dl=0")
+    (request,) = hosts.https.requests
+    assert request[1] == urlsplit(QUERY.address).path + QUERY.query
+    assert request[2]["User-Agent"].startswith("get-dataset-imagenet-aux")
+
+
+def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.serve(MIRRORS[0].address, b"", Reply(raw=b"", then="stall"))
+    with Proxy(hosts.http.port, hosts.https.port) as proxy:
+        process = start_command(tmp_path, "fetch", manifest=hosts.manifest, **hosts.env(proxy), **NO_COVERAGE)
+        try:
+            assert process.stderr
+            lines = [process.stderr.readline() for _ in range(2)]
+        finally:
+            process.kill()
+            process.communicate()
+    assert lines[0] == f"trying {MIRRORS[0].address}\n"
+    assert re.fullmatch(rf"waiting for {host(MIRRORS[0].address)} \([3-9] s\)\n", lines[1])
+
+
+# Verification
+
+
+def test_refuses_wrong_files_from_every_archive(hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
+    wrong = pack_with(sample_files, val_txt=sample_files["val.txt"].replace(b" 5\n", b" 6\n"))
+    for mirror in ARCHIVES:
+        hosts.serve(mirror.address, wrong)
+    result = hosts.fetch(tmp_path)
+    assert read_data(tmp_path) == sample_files
+    for mirror in ARCHIVES:
+        reason = (
+            "differs from the published files: val.txt" if mirror.digest else "val.txt differs from the published file"
+        )
+        assert f"warning: {mirror.address}: {reason}\n" in result.stderr
+
+
+@pytest.mark.parametrize("mirror", ARCHIVES, ids=lambda mirror: host(mirror.address))
+def test_accepts_a_repacked_archive_of_the_published_files(
+    mirror: Mirror, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    hosts.serve(mirror.address, sample_archive.pack_files(sample_files, level=1))
+    result = hosts.fetch(tmp_path, mirror.address)
+    assert read_data(tmp_path) == sample_files
+    assert hosts.requested == [host(mirror.address)]
+    assert len(re.findall("  yes$", result.stdout, re.MULTILINE)) == len(MANIFEST.files)
+
+
+def test_accepts_an_archive_that_has_the_published_digest(hosts: Hosts, tmp_path: Path) -> None:
+    other = sample_archive.pack_files(dict.fromkeys(MANIFEST.files, b"other\n"))
+    mirrors = [mirror._replace(digest=digest_like(mirror.digest, other)) for mirror in hosts.manifest.mirrors]
+    hosts.manifest = hosts.manifest._replace(mirrors=tuple(mirrors))
+    hosts.serve(MIRRORS[0].address, other)
+    hosts.fetch(tmp_path, "--result=result.json")
+    assert hosts.requested == [host(MIRRORS[0].address)]
+    assert read_result(tmp_path)["verified"] is True
+
+
+def test_refuses_an_archive_without_all_files(hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
+    hosts.serve(MIRRORS[0].address, sample_archive.pack_files({"val.txt": sample_files["val.txt"]}))
+    result = hosts.fetch(tmp_path)
+    missing = ", ".join(name for name in MANIFEST.files if name != "val.txt")
+    assert f"warning: {MIRRORS[0].address}: lacks the files {missing}\n" in result.stderr
+    assert read_data(tmp_path) == sample_files
+
+
+BAD_REPLIES = {
+    "404": (Reply(status=404), "404 Not Found"),
+    "HTML": (Reply(body=b"<!DOCTYPE html><p>Sorry"), "HTML or XML instead of the file"),
+    "no gzip": (Reply(body=b"Sorry"), "not gzip"),
+    "damaged gzip": (Reply(body=b"\x1f\x8b\7" + bytes(99)), "damaged: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REPLIES)
+def test_tries_the_next_mirror_after_a_bad_reply(
+    name: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    reply, reason = BAD_REPLIES[name]
+    hosts.serve(MIRRORS[0].address, b"", reply)
+    result = hosts.fetch(tmp_path)
+    assert re.search(rf"^warning: {re.escape(MIRRORS[0].address)}: .*{reason}", result.stderr, re.MULTILINE)
+    assert hosts.requested == [host(mirror.address) for mirror in MIRRORS[:2]]
+    assert read_data(tmp_path) == sample_files
+
+
+# Checksums
+
+
+@pytest.mark.parametrize("source", ["", MIRRORS[0].address], ids=["no source", "a mirror"])
+@pytest.mark.parametrize("is_upper_case", [False, True], ids=["lower case", "upper case"])
+def test_checksum_selects_a_mirror(
+    is_upper_case: bool, source: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    other = sample_archive.pack_files(sample_files, level=1)
+    hosts.serve(ARCHIVES[-1].address, other)
+    checksum = hashlib.sha256(other).hexdigest()
+    hosts.fetch(tmp_path, source, "--checksum", checksum.upper() if is_upper_case else checksum)
+    assert hosts.requested == [host(mirror.address) for mirror in ARCHIVES]
+    assert read_data(tmp_path) == sample_files
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_checksum_that_no_mirror_has_fails(algorithm: str, hosts: Hosts, tmp_path: Path, archive: bytes) -> None:
+    checksum = hashlib.new(algorithm, b"other").hexdigest()
+    result = hosts.fetch(tmp_path, "--checksum", checksum)
     assert result.returncode == 1
-    for location in (DROPBOX, ARMI, OPENMMLAB, BVLC):
-        reason = f"no trusted connection to {host(location)}: .*CERTIFICATE_VERIFY_FAILED"
-        assert re.search(f"{re.escape(location)}: .*{reason}", result.stderr)
-    assert world.https.requests == []
+    got = hashlib.new(algorithm, archive).hexdigest()
+    assert result.stderr.count(f" mismatch: expected {checksum}, got {got}. ") == len(ARCHIVES)
+    assert hosts.requested == [host(mirror.address) for mirror in ARCHIVES], "single files have no checksum"
+    assert read_data(tmp_path) == {}
+
+
+def test_checksum_with_a_mirror_of_single_files_fails(hosts: Hosts, tmp_path: Path) -> None:
+    result = hosts.fetch(tmp_path, SINGLE_FILES.address, "--checksum", "0" * 32)
+    expected = f"error: {SINGLE_FILES.address} holds single files, but a checksum needs an archive."
+    assert result.returncode == 1 and result.stderr.startswith(expected)
+    assert hosts.requested == []
+
+
+# Single files
+
+
+@pytest.mark.parametrize("name", [REQUIRED[0], "train.txt"])
+def test_refuses_a_wrong_single_file_as_soon_as_it_arrives(name: str, hosts: Hosts, tmp_path: Path) -> None:
+    hosts.serve(SINGLE_FILES.files[name], b"other\n")
+    result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])
+    assert result.returncode == 1
+    expected = rf"^{re.escape(SINGLE_FILES.address)}: .*\b{name} differs from the published file$"
+    assert re.search(expected, result.stderr, re.MULTILINE)
+    assert read_data(tmp_path) == {}
+    names = list(SINGLE_FILES.files)
+    for later in names[names.index(name) + 1 :]:
+        assert hosts.requests_for(SINGLE_FILES.files[later]) == []
+
+
+OPTIONAL_REPLIES = {
+    "missing": (Reply(status=404), "{name}: the server responded 404 Not Found"),
+    "different": (Reply(body=b"other"), "{name} differs from the published file"),
+    "HTML": (Reply(body=b"<!DOCTYPE html><p>Sorry"), "{name}: HTML or XML instead of the file"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONAL_REPLIES)
+def test_goes_on_without_optional_files(
+    case: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    reply, reason = OPTIONAL_REPLIES[case]
+    for name in SINGLE_FILES.optional:
+        hosts.serve(SINGLE_FILES.files[name], b"", reply)
+    result = hosts.fetch(tmp_path, SINGLE_FILES.address)
+    assert result.returncode == 0
+    assert read_data(tmp_path) == {name: sample_files[name] for name in REQUIRED}
+    for name in SINGLE_FILES.optional:
+        expected = rf"^warning: {re.escape(SINGLE_FILES.address)}: .*{re.escape(reason.format(name=name))}"
+        assert re.search(expected, result.stderr, re.MULTILINE)
+    assert f"warning: missing from the source: {', '.join(SINGLE_FILES.optional)}\n" in result.stderr
+
+
+@pytest.mark.parametrize("faults", [1, 5])
+def test_retries_an_optional_file(faults: int, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
+    name = SINGLE_FILES.optional[0]
+    busy = Reply(status=503, headers={"Retry-After": "0"})
+    hosts.serve(SINGLE_FILES.files[name], sample_files[name], *[busy] * faults, Reply())
+    result = hosts.fetch(tmp_path, SINGLE_FILES.address)
+    assert result.returncode == 0
+    is_dropped = faults == 5
+    expected = {file: data for file, data in sample_files.items() if file != name or not is_dropped}
+    assert read_data(tmp_path) == expected
+    assert (f"warning: missing from the source: {name}\n" in result.stderr) == is_dropped
+    for file, url in SINGLE_FILES.files.items():
+        requests = (5 if is_dropped else 2) if file == name else 1
+        assert len(hosts.requests_for(url)) == requests, file
+
+
+SINGLE_FILE_REPLIES = {
+    "cut": (Reply(stop_at=100000), Reply()),
+    "reset": (Reply(stop_at=100000, then="reset"), Reply()),
+    "503": (Reply(status=503, headers={"Retry-After": "0"}), Reply()),
+    "chunked": (Reply(chunked=True),),
+    "no length": (Reply(length=False),),
+    "cut, no ranges": (Reply(stop_at=100000), Reply(ranges=False)),
+    "cut, resumed at the wrong byte": (Reply(stop_at=100000), Reply(shift=5), Reply()),
+    "labelled as gzip": (Reply(headers={"Content-Encoding": "gzip"}),),
+}
+
+
+@pytest.mark.parametrize("case", SINGLE_FILE_REPLIES)
+def test_single_files_survive_connection_faults(
+    case: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    hosts.serve(SINGLE_FILES.files["train.txt"], sample_files["train.txt"], *SINGLE_FILE_REPLIES[case])
+    hosts.fetch(tmp_path, SINGLE_FILES.address)
+    assert read_data(tmp_path) == sample_files
+    assert hosts.requested == [host(SINGLE_FILES.address)]
+    for name in SINGLE_FILES.files:
+        if name != "train.txt":
+            assert len(hosts.requests_for(SINGLE_FILES.files[name])) == 1, "downloaded files are kept"
+
+
+def test_limits_the_size_of_all_single_files_together(hosts: Hosts, tmp_path: Path) -> None:
+    large = Reply(body=bytes(1 << 20), endless=True, length=False)
+    hosts.serve(SINGLE_FILES.files[REQUIRED[-1]], b"", large)
+    result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])
+    assert result.returncode == 1
+    assert f"{REQUIRED[-1]}: larger than 200 MiB in total" in result.stderr
+
+
+# Proxies and TLS
+
+
+@pytest.mark.parametrize("fault", ["refuse", "plain"])
+def test_retries_a_proxy_or_tls_fault_after_a_first_response(
+    fault: str, hosts: Hosts, tmp_path: Path, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    mirror = HTTPS
+    hosts.serve(mirror.address, archive, Reply(stop_at=100000), Reply())
+    hosts.fetch(tmp_path, mirror.address, faults={1: fault})
+    assert hosts.requested == [host(mirror.address)]
+    assert [request.get("Range") for request in hosts.requests_for(mirror.address)] == [None, "bytes=100000-"]
+    assert read_data(tmp_path) == sample_files
+
+
+def test_requests_nothing_over_an_untrusted_connection(hosts: Hosts, tmp_path: Path) -> None:
+    result = hosts.fetch(tmp_path, down=[host(HTTP.address)], REQUESTS_CA_BUNDLE="")
+    assert result.returncode == 1
+    for mirror in MIRRORS:
+        if mirror.address.startswith("https:"):
+            reason = f"no trusted connection to {host(mirror.address)}: .*CERTIFICATE_VERIFY_FAILED"
+            assert re.search(rf"^{re.escape(mirror.address)}: .*{reason}", result.stderr, re.MULTILINE)
+    assert hosts.https.requests == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_cannot_be_reached_is_named_as_what_is_in_the_way(scheme: str, tmp_path: Path) -> None:
+def test_names_an_unreachable_proxy(scheme: str, tmp_path: Path) -> None:
     proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
     result = run_command(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
-    assert re.search("^error: .*: no way to aux.invalid through the proxy: .*refused", result.stderr, re.MULTILINE)
-
-
-def test_a_variation_and_our_addresses_are_the_same() -> None:
-    variations = json.loads((ROOT / "_cm.json").read_text())["variations"]
-    named = {v["env"]["CM_WGET_URL"] for name, v in variations.items() if name.startswith("from.")}
-    assert named == {f"https://{DROPBOX}", f"http://{BERKELEY}", f"https://{ARMI}", f"https://{BVLC}"}
+    expected = "^error: .*: cannot reach aux.invalid through the proxy: .*refused"
+    assert re.search(expected, result.stderr, re.MULTILINE)

@@ -1,0 +1,11 @@
+"""Run the command with another manifest: ``python run_with_manifest.py JSON ARGUMENT...``."""
+
+import json
+import sys
+
+from imagenet_aux import cli
+from imagenet_aux.manifest import Manifest, Mirror
+
+if __name__ == "__main__":
+    files, mirrors = json.loads(sys.argv[1])
+    sys.exit(cli.main(sys.argv[2:], Manifest(files, tuple(Mirror(*mirror) for mirror in mirrors))))

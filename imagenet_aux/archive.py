@@ -52,48 +52,19 @@ class TruncatedArchive(ArchiveError):
 
 
 class Member(NamedTuple):
-    """A wanted file in an archive.
+    """A wanted file in an archive."""
 
-    Attributes
-    ----------
-    name : str
-        Its name, without folders.
-    size : int
-        In bytes.
-    chunks : iterator of bytes
-        Its content; consume it before the next member.
-    """
-
-    name: str
-    size: int
-    chunks: Iterator[bytes]
+    name: str  # without folders
+    size: int  # in bytes
+    chunks: Iterator[bytes]  # to be consumed before the next member
 
 
 def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
-    """Yield the wanted files of a gzip-compressed tar, each once, in the archive's order.
+    """Yield the wanted files of a gzip-compressed tar, each once; skip other regular files and folders.
 
-    After the last member the rest of the stream is read: checksums and trailers are verified only once the iterator is
-    exhausted.
-
-    Parameters
-    ----------
-    chunks : iterable of bytes
-        The archive, in chunks of any size.
-    wanted : collection of str
-        Names of the files to yield. Other regular files and folders are skipped.
-
-    Yields
-    ------
-    Member
-        A file's name, size and content.
-
-    Raises
-    ------
-    ArchiveError
-        If the archive is damaged or hostile: links, devices, unsafe or duplicate names, pax overrides, absurd sizes or
-        numbers of entries.
-    TruncatedArchive
-        If the archive ends early.
+    The checksums and trailers are verified only once the iterator is exhausted: it reads the stream to its end. An
+    `ArchiveError` means that the archive is damaged or hostile: links, devices, unsafe or duplicate names, pax
+    overrides, absurd sizes or numbers of entries.
     """
     compressed = limit_size(_require_gzip(chunks), ArchiveError(f"larger than {MAX_BYTES >> 20} MiB"))
     gzip = _Gzip()
@@ -180,19 +151,11 @@ class _TarReader:
 
 
 class _Gzip:
-    """Decompress a gzip file of one or more members, chunk by chunk.
-
-    Attributes
-    ----------
-    can_read : bool
-        Whether `read` may return bytes without further input.
-    has_trailing_bytes : bool
-        Whether other bytes follow the last member. They are ignored, as gzip does.
-    """
+    """Decompress a gzip file of one or more members, chunk by chunk."""
 
     def __init__(self) -> None:
-        self.can_read = False
-        self.has_trailing_bytes = False
+        self.can_read = False  # whether read() may return bytes without further input
+        self.has_trailing_bytes = False  # after the last member; ignored, as gzip does
         self._input = b""
         self._inflater: Any = None
         self._members = 0

@@ -20,23 +20,10 @@ class WaitTimeout(Exception):
 
 
 class BackgroundIterator(Generic[T]):
-    """Run a generator in a background thread, a few items ahead of the caller.
-
-    Parameters
-    ----------
-    items : generator
-        Produces the items; closed by the thread.
-    on_wait : callable
-        Called every half second while the caller waits.
-
-    Attributes
-    ----------
-    waited : float
-        Seconds for which the caller has waited. It does not grow while the process is suspended.
-    """
+    """Run a generator in a background thread, a few items ahead of the caller; call *on_wait* while it waits."""
 
     def __init__(self, items: Generator[T, None, None], on_wait: Callable[[], None]) -> None:
-        self.waited = 0.0
+        self.waited = 0.0  # seconds; a suspension of the process does not count
         self._on_wait = on_wait
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(_DEPTH)
         self._closed = threading.Event()
@@ -44,13 +31,7 @@ class BackgroundIterator(Generic[T]):
         self._thread.start()
 
     def next(self, timeout: float) -> T | None:
-        """Return the next item, or None after the last one; raise what the generator raised.
-
-        Raises
-        ------
-        WaitTimeout
-            If no item arrives in *timeout* seconds.
-        """
+        """Return the next item, or None after the last one; raise what the generator raised, or `WaitTimeout`."""
         limit = self.waited + timeout
         while True:
             started = time.monotonic()

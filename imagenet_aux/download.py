@@ -26,7 +26,7 @@ import urllib3.exceptions
 from .background import BackgroundIterator, WaitTimeout
 from .errors import ContentError, SourceError, shorten
 from .manifest import MAX_BYTES
-from .transfer import Watch
+from .transfer import Stream, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ CONNECT_SECONDS = 5.0  # for each address of a host
 STALL_SECONDS = 15.0  # for the headers of a response, redirects included; then for each MIN_CHUNK_BYTES of the body
 MIN_CHUNK_BYTES = 4096
 RATE_SECONDS = 30.0  # over which the rate of a download is measured
-MAX_ATTEMPTS = 5  # requests in a row that bring less than MIN_PROGRESS_BYTES; also the number of restarts
+MAX_ATTEMPTS = 5  # in a row that bring less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # without progress, after which no further request is made
 
@@ -76,23 +76,11 @@ class _RestartRequired(SourceError):
     """The remaining bytes do not fit the received ones."""
 
 
-class Download:
-    """The bytes of one URL, as a `transfer.Stream`.
-
-    Parameters
-    ----------
-    url : str
-        ``http://`` or ``https://``.
-    watch : callable
-        Called with this object whenever bytes arrive, and twice a second while none do.
-    min_rate : float
-        Bytes per second, over 30 seconds, below which the download fails; 0 for no limit.
-    """
+class Download(Stream):
+    """The bytes of one URL; slower than *min_rate* bytes per second is an error."""
 
     def __init__(self, url: str, watch: Watch, min_rate: float) -> None:
-        self.label = _host(url)
-        self.received = 0
-        self.size: int | None = None
+        super().__init__(_host(url))
         self._url = url
         self._watch = watch
         self._min_rate = min_rate
@@ -100,12 +88,11 @@ class Download:
         self._exchange: _Exchange | None = None
         self._is_resumed = False
         self._has_response = False
-        self._restarts = 0
-        self._attempts = 0
-        self._counted = 0  # bytes received when the attempts were last counted from zero
+        self._attempts = 0  # in a row without progress
+        self._best = 0  # bytes received at the last progress; a restart makes none until it gets further
         self._waited_before = 0.0  # in earlier exchanges and pauses
         self._active = 0.0  # waited, when bytes last arrived
-        self._window = (0.0, 0)  # waited and received, at the start of a measurement of the rate
+        self._rate_start, self._rate_bytes = 0.0, 0  # the present measurement of the rate
 
     @property
     def waited(self) -> float:
@@ -113,25 +100,19 @@ class Download:
         return self._waited_before + (self._exchange.items.waited if self._exchange else 0.0)
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``; call it again with the bytes from the first one if that may help.
-
-        Raises
-        ------
-        SourceError
-            If the download fails, or what *consume* raised.
-        """
+        """Return ``consume(chunks)``; call it again with the bytes from the first one if that may help."""
         try:
             while True:
                 try:
                     return consume(self)
                 except _RestartRequired as error:
-                    reason: SourceError = error
+                    _log.warning("%s: %s. Restarting the download", self.label, error)
                 except ContentError as error:
                     if not (self._is_resumed or (self.size is None and error.may_be_incomplete)):
                         raise
-                    reason = error
                     self._close()
-                self._count_restart(reason)
+                    self._retry(str(error), 0.0)
+                self.received = 0
         finally:
             self._close()
 
@@ -146,7 +127,7 @@ class Download:
                 return
             except _ConnectionFault as fault:
                 self._close()
-                self._pause(fault)
+                self._retry(str(fault), fault.pause)
 
     def _response(self) -> _Exchange:
         """Return the open response, or request the remaining bytes."""
@@ -226,46 +207,37 @@ class Download:
         self._close()
         raise _RestartRequired(reason)
 
-    def _count_restart(self, reason: SourceError) -> None:
-        """Prepare to receive the first byte again, or give up if that was tried often enough."""
-        self._restarts += 1
-        if self._restarts >= MAX_ATTEMPTS:
-            raise SourceError(f"{reason} (gave up after {MAX_ATTEMPTS} attempts)") from None
-        _log.warning("%s: %s. Restarting the download", self.label, reason)
-        self.received = self._counted = 0
-        self._attempts = 0
-        self._window = (self.waited, 0)
-
     def _record(self, chunk: bytes) -> None:
         """Count received bytes; raise `SourceError` if they arrive too slowly."""
         self.received += len(chunk)
         self._active = self.waited
-        if self.received - self._counted >= MIN_PROGRESS_BYTES:
-            self._attempts, self._counted = 0, self.received
-        seconds = self.waited - self._window[0]
+        if self.received - self._best >= MIN_PROGRESS_BYTES:
+            self._attempts, self._best = 0, self.received
+        self._rate_bytes += len(chunk)
+        seconds = self.waited - self._rate_start
         if seconds >= RATE_SECONDS:
-            rate = (self.received - self._window[1]) / seconds
+            rate = self._rate_bytes / seconds
             if rate < self._min_rate:
                 raise SourceError(f"too slow: expected {self._min_rate:,.0f} bytes/s, got {rate:,.0f}")
-            self._window = (self.waited, self.received)
+            self._rate_start, self._rate_bytes = self.waited, 0
         self._watch(self)
 
     def _require_complete(self) -> None:
         if self.size is not None and self.received != self.size:
             raise _ConnectionFault(f"the connection was cut after {self.received} of {self.size} bytes")
 
-    def _pause(self, fault: _ConnectionFault) -> None:
-        """Pause before the next request, or give up."""
+    def _retry(self, reason: str, pause: float | None) -> None:
+        """Pause before the next attempt, or give up."""
         self._attempts += 1
-        pause = 0.25 * 2**self._attempts if fault.pause is None else fault.pause
+        requested = f". It requests a pause of {pause:.0f} s" if pause else ""
+        if pause is None:
+            pause = 0.25 * 2**self._attempts
         idle = self.waited - self._active
         if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
-            requested = f". It requests a pause of {fault.pause:.0f} s" if fault.pause else ""
             raise SourceError(
-                f"{fault}{requested} "
-                f"(gave up at attempt {self._attempts} of {MAX_ATTEMPTS}, {idle:.0f} s without progress)"
-            )
-        _log.warning("%s: %s. Retrying in %.1f s", self.label, fault, pause)
+                f"{reason}{requested} (gave up after {self._attempts} attempts, {idle:.0f} s idle)"
+            ) from None
+        _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
         time.sleep(pause)
         self._waited_before += pause
 

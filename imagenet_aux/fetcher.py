@@ -89,19 +89,18 @@ def fetch(
     FetchError
         If no source works, or if the files cannot be written.
     """
+    folder = os.path.abspath(into)
     candidates = sources.resolve(source, checksum, manifest)
     failures: list[str] = []
     for candidate in candidates:
         _log.info("trying %s", candidate.address)
         min_rate = 0 if candidate is candidates[-1] else MIN_RATE
         try:
-            with Staging(into, manifest, replace) as staging:
+            with Staging(folder, manifest, replace) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, min_rate).files()
-                for failure in failures:
-                    _log.warning("%s", failure)
-                _warn_of_differences(candidate, files, manifest)
+                _warn(failures, files, manifest)
                 staging.publish([file.name for file in files], before_publish)
-                return Result(candidate.address, os.path.abspath(into), files)
+                return Result(candidate.address, folder, files)
         except SourceError as error:
             failures.append(f"{candidate.address}: {error}")
     if len(candidates) > 1:
@@ -204,8 +203,10 @@ def _hashed(chunks: Iterable[bytes], hasher: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def _warn_of_differences(source: Source, files: list[File], manifest: Manifest) -> None:
-    """Log the names of files that differ from the published ones, and of those that are missing."""
+def _warn(failures: list[str], files: list[File], manifest: Manifest) -> None:
+    """Log the sources that failed, the files that differ from the published ones, and those that are missing."""
+    for failure in failures:
+        _log.warning("%s", failure)
     differing = [file.name for file in files if not file.verified]
     for problem, names in (
         ("differs from the published file", differing),

@@ -23,7 +23,7 @@ class Mirror(NamedTuple):
         Query string that the archive's URL needs.
     files : mapping of str to str
         For a mirror without an archive: the URL of each file.
-    optional : collection of str
+    optional : tuple of str
         Names of files that this mirror may lack.
     """
 

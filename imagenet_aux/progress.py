@@ -16,13 +16,7 @@ _MIN_CELLS = 8
 
 
 class Progress:
-    """Show the progress of the stream that it is called with.
-
-    Parameters
-    ----------
-    out : text stream
-        Where to write.
-    """
+    """Show the progress of the stream that it is called with."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -75,15 +69,7 @@ class Progress:
 
 
 def describe(stream: Stream, seconds: float) -> str:
-    """Return the size, rate and remaining time of a stream, or that its host is waited for.
-
-    Parameters
-    ----------
-    stream : Stream
-        The stream that is being read.
-    seconds : float
-        Since its start.
-    """
+    """Return the size, rate and remaining time of a stream since its start, or that its host is waited for."""
     if not stream.received:
         return printable(f"waiting for {stream.label} ({stream.waited:.0f} s)")
     rate = stream.received / max(seconds, 1e-3)

@@ -14,70 +14,25 @@ from .verify import is_archive_digest
 
 
 class Transfer(NamedTuple):
-    """One thing to download or read.
+    """One thing to download or read: an archive, or one of the dataset's files."""
 
-    Attributes
-    ----------
-    location : str
-        HTTP(S) URL or local path.
-    name : str
-        Which of the dataset's files it is; empty for an archive.
-    optional : bool
-        Whether the source is complete without it.
-    """
-
-    location: str
-    name: str = ""
-    optional: bool = False
+    location: str  # HTTP(S) URL or local path
+    name: str = ""  # of the file; empty for an archive
+    optional: bool = False  # whether the source is complete without it
 
 
 class Source(NamedTuple):
-    """A place that has the dataset.
+    """A place that has the dataset, as one archive or as single files."""
 
-    Attributes
-    ----------
-    address : str
-        URL or path, without a password.
-    transfers : list of Transfer
-        One archive, or single files.
-    builtin : bool
-        Whether it is a built-in mirror: then every file must be verified.
-    digest : str
-        MD5 or SHA-256 of the archive; empty if unknown.
-    require_match : bool
-        Whether an archive with another digest is refused, even if its files are the published ones.
-    """
-
-    address: str
+    address: str  # URL or path, without a password
     transfers: list[Transfer]
-    builtin: bool = False
-    digest: str = ""
-    require_match: bool = False
+    builtin: bool = False  # a built-in mirror, of which every file must be verified
+    digest: str = ""  # of the archive, if known
+    require_match: bool = False  # whether an archive with another digest is refused, whatever it holds
 
 
 def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
-    """Return the sources to try, in order.
-
-    Parameters
-    ----------
-    source : str
-        URL or path of the only source; empty for the built-in mirrors. The address of a built-in mirror moves that
-        mirror to the front.
-    checksum : str
-        MD5 or SHA-256 that the archive must have, in hex; empty for any.
-    manifest : Manifest
-        Names the built-in mirrors.
-
-    Returns
-    -------
-    list of Source
-        Never empty.
-
-    Raises
-    ------
-    FetchError
-        If the source or the checksum is invalid.
-    """
+    """Return the sources to try, in order: the user's, or the built-in mirrors, of which the user's choice is first."""
     checksum = checksum.lower()
     if checksum and not is_archive_digest(checksum):
         raise FetchError(

@@ -38,15 +38,6 @@ class Staging:
 
     Folders that killed processes left behind are removed too: those of this host when their lock is free, all others
     after a day. A lock may be local to a host, so it proves nothing about the others.
-
-    Parameters
-    ----------
-    target : str
-        The folder to publish to.
-    manifest : Manifest
-        Names and digests of the files.
-    replace : bool
-        Whether to replace files that differ from the published ones, and to remove files that the source lacks.
     """
 
     def __init__(self, target: str, manifest: Manifest, replace: bool) -> None:
@@ -93,17 +84,7 @@ class Staging:
     def publish(self, names: Collection[str], before_change: Callable[[], None]) -> None:
         """Move staged files to the target, each by one rename; on failure restore what was there.
 
-        Parameters
-        ----------
-        names : collection of str
-            The staged files.
-        before_change : callable
-            Called once everything is checked, before the target changes.
-
-        Raises
-        ------
-        StagingError
-            If the target holds other files and *replace* is off, or if a file cannot be moved.
+        *before_change* is called once everything is checked, before the target changes.
         """
         with _wrap_os_errors(self.target), _exclusive(self._lock_path):
             os.makedirs(self.target, exist_ok=True)

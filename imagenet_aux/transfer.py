@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from typing import Callable, Iterable, Iterator, Protocol, TypeVar
+from typing import Callable, Iterable, Iterator, TypeVar
 
 from .errors import ContentError, FetchError, SourceError
 from .manifest import MAX_BYTES
@@ -17,7 +17,7 @@ _MAX_PREFIX_BYTES = 4096
 T = TypeVar("T")
 
 
-class Stream(Protocol):
+class Stream:
     """The bytes of one transfer.
 
     Attributes
@@ -30,49 +30,39 @@ class Stream(Protocol):
         Bytes in total; None if unknown.
     """
 
-    label: str
-    received: int
-    size: int | None
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.received = 0
+        self.size: int | None = None
 
     @property
     def waited(self) -> float:
         """Seconds spent waiting for the host."""
+        return 0.0
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``; restart the transfer if that may help."""
+        """Return ``consume(chunks)``; a subclass may call it again, with the bytes from the first one."""
+        return consume(self)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes."""
+        raise NotImplementedError
 
 
 Watch = Callable[[Stream], None]
 
 
-class LocalFile:
-    """A local file as a `Stream`; it is read once."""
-
-    waited = 0.0
+class LocalFile(Stream):
+    """A local file; it is read once."""
 
     def __init__(self, path: str, watch: Watch) -> None:
-        self.label = os.path.basename(path)
-        self.received = 0
-        self.size: int | None = None
+        super().__init__(os.path.basename(path))
         self._path = path
         self._watch = watch
 
-    def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``."""
-        try:
-            mode = os.stat(self._path).st_mode
-        except OSError as error:
-            raise SourceError(f"cannot be read: {error.strerror}") from None
-        if not stat.S_ISREG(mode):
-            raise SourceError("is a folder or a device: expected a regular file")
-        return consume(self)
-
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes; raise `SourceError` if they cannot be read."""
         try:
+            if not stat.S_ISREG(os.stat(self._path).st_mode):  # a FIFO would block
+                raise SourceError("not a regular file: expected an archive, or one of the dataset's files")
             with open(self._path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 while True:
@@ -87,22 +77,7 @@ class LocalFile:
 
 
 def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
-    """Return the stream of a URL or a path.
-
-    Parameters
-    ----------
-    location : str
-        HTTP(S) URL, or path of a local file.
-    watch : callable
-        Called with the stream whenever bytes arrive, and twice a second while none do.
-    min_rate : float
-        Bytes per second below which a download fails; 0 for no limit.
-
-    Raises
-    ------
-    FetchError
-        If the package requests is missing.
-    """
+    """Return the stream of an HTTP(S) URL, with a minimum rate in bytes per second, or of a path."""
     if not is_http(location):
         return LocalFile(location, watch)
     try:

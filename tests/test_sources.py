@@ -175,7 +175,7 @@ def read(path: Path) -> bytes:
 
 
 def test_refuses_a_folder_as_a_local_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="is a folder or a device: expected a regular file"):
+    with pytest.raises(SourceError, match="not a regular file: expected an archive"):
         read(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_refuses_a_folder_as_a_local_file(tmp_path: Path) -> None:
 def test_refuses_a_fifo_as_a_local_file(tmp_path: Path) -> None:
     if sys.platform != "win32":
         os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SourceError, match="is a folder or a device: expected a regular file"):
+    with pytest.raises(SourceError, match="not a regular file: expected an archive"):
         read(tmp_path / "fifo")
 
 

@@ -14,6 +14,9 @@ from imagenet_aux.manifest import Manifest
 # For code paths that other tests measure: coverage doubles the time of a fetch.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 
+# A warning is an error, except urllib3's about LibreSSL, which Apple's Python is built with.
+_WARNINGS = ["-W", "error", "-W", "ignore:urllib3 v2 only supports OpenSSL"]
+
 
 def start_command(folder: Path, *args: object, manifest: Manifest | None = None, **env: str) -> subprocess.Popen[str]:
     """Start ``python -m imagenet_aux`` with these arguments in a folder.
@@ -33,7 +36,7 @@ def start_command(folder: Path, *args: object, manifest: Manifest | None = None,
     if manifest:
         program = [str(ROOT / "tests" / "run_with_manifest.py"), json.dumps(manifest)]
     return subprocess.Popen(
-        [sys.executable, "-W", "error", *program, *map(str, args)],
+        [sys.executable, *_WARNINGS, *program, *map(str, args)],
         cwd=folder,
         env=clean_env(**{"PYTHONPATH": str(ROOT), **env}),
         stdin=subprocess.DEVNULL,

@@ -1,13 +1,16 @@
-"""Installation by pip, without an engine."""
+"""Installation by pip, and builds of Python that differ."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from cm_home import ROOT, clean_env
+from command import run_command
+from server import Server
 
 
 def test_pip_install_gives_a_command_without_deprecation_warnings(tmp_path: Path) -> None:
@@ -30,3 +33,10 @@ def test_pip_install_gives_a_command_without_deprecation_warnings(tmp_path: Path
     assert command
     help_text = subprocess.check_output([command, "--help"], env=clean_env(PYTHONPATH=str(target)), encoding="utf-8")
     assert help_text.startswith("usage: imagenet-aux")
+
+
+def test_python_with_libressl_passes_the_tests(tmp_path: Path, server: Server, archive: bytes) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ssl\nssl.OPENSSL_VERSION = 'LibreSSL 2.8.3'\n")
+    search_path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive), PYTHONPATH=search_path)
+    assert result.returncode == 0, result.stderr

@@ -78,6 +78,16 @@ def test_mirrors_have_the_files_of_the_manifest() -> None:
         assert set(mirror.optional) <= set(mirror.files)
 
 
+def test_the_files_of_the_fork_are_optional() -> None:
+    (mirror,) = (mirror for mirror in MANIFEST.mirrors if "raw.githubusercontent.com/BVLC" in mirror.address)
+    assert set(mirror.optional) >= {"det_synset_words.txt", "imagenet.bet.pickle"}
+
+
+def test_dropbox_is_requested_to_send_the_file() -> None:
+    (mirror,) = (mirror for mirror in MANIFEST.mirrors if "dropbox.com" in mirror.address)
+    assert mirror.query == "?dl=1", "otherwise Dropbox responds with HTML"
+
+
 def test_variations_select_built_in_mirrors() -> None:
     variations = json.loads((ROOT / "_cm.json").read_text(encoding="utf-8"))["variations"]
     addresses = {variation["env"]["CM_WGET_URL"] for name, variation in variations.items() if name.startswith("from.")}

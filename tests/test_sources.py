@@ -56,7 +56,7 @@ def test_resolves_a_path_in_the_home_folder(archive_path: Path, monkeypatch: pyt
     assert resolve_one(f"~/{archive_path.name}") == path_source(archive_path)
 
 
-@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file:", "FILE://"])
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file:", "FILE://", "FILE:"])
 def test_resolves_a_file_url(prefix: str, archive_path: Path) -> None:
     url = archive_path.as_uri().replace("file://", prefix)
     assert resolve_one(url) == path_source(archive_path)
@@ -139,6 +139,11 @@ def test_resolves_the_mirrors() -> None:
     assert resolve("", "", manifest) == [archive, single_files]
     assert resolve("https://c", "", manifest) == [single_files, archive]
     assert resolve("", "E" * 64, manifest) == [archive._replace(digest="e" * 64, require_match=True)]
+
+
+def test_recognizes_a_mirror_whose_address_has_capitals() -> None:
+    manifest = Manifest(MANIFEST.files, (Mirror("https://a/a.tar.gz"), Mirror("HTTPS://B/A.tar.gz")))
+    assert next(source.address for source in resolve("https://b/A.tar.gz", "", manifest)) == "HTTPS://B/A.tar.gz"
 
 
 # Local files

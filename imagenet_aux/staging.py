@@ -25,7 +25,7 @@ _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
 _READER_SECONDS = 5.0
-_MAX_REMOVALS = 100  # of folders, by failing processes that created them, while this process opens a file in them
+_MAX_REMOVALS = 100
 # On Windows, 0o700 would restrict the published files to their owner, since a rename keeps their permissions.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
@@ -242,17 +242,26 @@ def _exclusive(path: str) -> Iterator[bool]:
 
 def _open_lock_file(path: str) -> IO[bytes]:
     """Open a file for writing, since NFS locks no others; create it, and the folders above it, if missing."""
-    for _ in range(_MAX_REMOVALS):
-        with contextlib.suppress(FileNotFoundError):
+    removals = 0
+    while True:
+        try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            try:
-                file = open(path, "xb")  # noqa: SIM115 - the caller closes it
-            except FileExistsError:
-                return open(path, "r+b")
-            if sys.platform != "win32":
-                os.fchmod(file.fileno(), 0o666)  # other users of the folder lock it too
-            return file
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return _open_shared(path)
+        except (FileNotFoundError, FileExistsError):  # another process removed a folder that it had created
+            removals += 1
+            if removals == _MAX_REMOVALS:
+                raise
+
+
+def _open_shared(path: str) -> IO[bytes]:
+    """Open a file that other users may open too."""
+    try:
+        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+    except FileExistsError:
+        return open(path, "r+b")
+    if sys.platform != "win32":
+        os.fchmod(file.fileno(), 0o666)
+    return file
 
 
 def _lock(file: IO[bytes], wait: bool = False) -> bool:

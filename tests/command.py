@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Mapping, Sequence
 
-from cm_home import ROOT, clean_env
+import pytest
+from cm_home import ROOT, WINDOWS, clean_env
 
 from imagenet_aux.manifest import Manifest
 
@@ -18,7 +22,9 @@ NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 _WARNINGS = ["-W", "error", "-W", "ignore:urllib3 v2 only supports OpenSSL"]
 
 
-def start_command(folder: Path, *args: object, manifest: Manifest | None = None, **env: str) -> subprocess.Popen[str]:
+def start_command(
+    folder: Path, *args: object, manifest: Manifest | None = None, prefix: Sequence[str] = (), **env: str
+) -> subprocess.Popen[str]:
     """Start ``python -m imagenet_aux`` with these arguments in a folder.
 
     Parameters
@@ -29,6 +35,8 @@ def start_command(folder: Path, *args: object, manifest: Manifest | None = None,
         The arguments.
     manifest : Manifest, optional
         Files and mirrors to use instead of the published ones.
+    prefix : sequence of str
+        A command that runs the command.
     env : str
         Additional environment variables.
     """
@@ -36,7 +44,7 @@ def start_command(folder: Path, *args: object, manifest: Manifest | None = None,
     if manifest:
         program = [str(ROOT / "tests" / "run_with_manifest.py"), json.dumps(manifest)]
     return subprocess.Popen(
-        [sys.executable, *_WARNINGS, *program, *map(str, args)],
+        [*prefix, sys.executable, *_WARNINGS, *program, *map(str, args)],
         cwd=folder,
         env=clean_env(**{"PYTHONPATH": str(ROOT), **env}),
         stdin=subprocess.DEVNULL,
@@ -47,10 +55,10 @@ def start_command(folder: Path, *args: object, manifest: Manifest | None = None,
 
 
 def run_command(
-    folder: Path, *args: object, manifest: Manifest | None = None, **env: str
+    folder: Path, *args: object, manifest: Manifest | None = None, prefix: Sequence[str] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m imagenet_aux`` as `start_command` does, and wait for it."""
-    process = start_command(folder, *args, manifest=manifest, **env)
+    process = start_command(folder, *args, manifest=manifest, prefix=prefix, **env)
     try:
         stdout, stderr = process.communicate(timeout=100)
     finally:
@@ -59,7 +67,35 @@ def run_command(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def run_at_start(folder: Path, code: str) -> dict[str, str]:
+    """Return environment variables with which Python runs this code before everything else."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def without_privileges() -> list[str]:
+    """Return a command that runs another one subject to the permissions of files, also for root."""
+    if WINDOWS or os.geteuid():
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("root has all permissions, and setpriv is not installed")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--"]
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files into a new folder and return it."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read the files in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
 def read_data(folder: Path) -> dict[str, bytes]:
     """Read the files in the folder's ``data`` folder."""
-    data = folder / "data"
-    return {path.name: path.read_bytes() for path in data.iterdir()} if data.exists() else {}
+    return read_files(folder / "data")

@@ -1,237 +1,758 @@
-"""Staging and publishing: full and read-only disks, files in the way, readers, concurrent callers."""
+"""Staging and publishing: files of the user, full and read-only disks, leftovers, concurrent callers."""
 
 from __future__ import annotations
 
+import errno
+import functools
+import hashlib
 import os
+import re
+import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 import sample_archive
-from cm_home import ROOT, WINDOWS, CmHome, clean_env
-from command import read_data, run_command, start_command
-from server import Server, slow_reply
+from cm_home import WINDOWS, CmHome
+from command import (
+    NO_COVERAGE,
+    read_data,
+    read_files,
+    run_at_start,
+    run_command,
+    start_command,
+    without_privileges,
+    write_files,
+)
+from server import Reply, Server
+
+from imagenet_aux import FetchError, fetch, staging
+from imagenet_aux.fetcher import Result
+from imagenet_aux.manifest import MANIFEST, Manifest, Mirror
 
 LINUX_ROOT = sys.platform == "linux" and os.geteuid() == 0
+NAMES = list(MANIFEST.files)
+DAY = 24 * 3600
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
+    """Return a folder with the sample files."""
+    return write_files(tmp_path / "source", sample_files)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Return an empty folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+def fetch_into(target: Path, source: Path, replace: bool = False, **callbacks: Callable[..., None]) -> Result:
+    """Fetch a local source into a folder."""
+    return fetch(str(source), str(target), replace=replace, **callbacks)
+
+
+def mount(*args: object) -> None:
+    """Mount something; skip the test where that is not possible."""
+    if not LINUX_ROOT or subprocess.run(["mount", *map(str, args)], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("only root can mount, and only on Linux")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if not LINUX_ROOT or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("a small disk can only be mounted by root, on Linux")
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", folder)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def staging_folder(parent: Path) -> Path:
+    """Return the only staging folder in a folder."""
+    (folder,) = parent.glob("*.imagenet-aux")
+    return folder
+
+
+# Files of the user
+
+
+@pytest.mark.parametrize("names", [["val.txt"], NAMES], ids=["one", "all"])
+def test_refuses_to_replace_other_files(names: list[str], work: Path, source: Path) -> None:
+    files = dict.fromkeys(names, b"mine")
+    data = write_files(work / "data", files)
+    with pytest.raises(FetchError) as caught:
+        fetch_into(data, source)
+    assert str(caught.value) == (
+        f"{data} holds other files with the names {', '.join(names)}. "
+        "Choose another folder, move them away, or pass --replace"
+    )
+    assert read_data(work) == files
+    assert os.listdir(work) == ["data"]
+
+
+def test_refuses_to_remove_other_files(work: Path, source: Path) -> None:
+    (source / "train.txt").unlink()
+    files = {"train.txt": b"mine"}
+    with pytest.raises(FetchError, match=r"holds other files with the names train\.txt\."):
+        fetch_into(write_files(work / "data", files), source)
+    assert read_data(work) == files
+
+
+def test_replace_replaces_and_removes_other_files(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    (source / "train.txt").unlink()
+    data = write_files(work / "data", {"train.txt": b"mine", "val.txt": b"mine", "notes": b"mine"})
+    fetch_into(data, source, replace=True)
+    assert read_data(work) == {
+        "notes": b"mine",
+        **{name: content for name, content in sample_files.items() if name != "train.txt"},
+    }
+    assert os.listdir(work) == ["data"]
+
+
+def test_second_fetch_accepts_the_result_of_the_first(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    for _ in range(2):
+        fetch_into(work / "data", source)
+    assert read_data(work) == sample_files
+
+
+@pytest.mark.parametrize("content", [b"other\n", None], ids=["other", "missing"])
+def test_published_file_may_be_replaced_and_is_kept(content: bytes | None, work: Path, source: Path) -> None:
+    published = sample_archive.make_test_txt()
+    data = write_files(work / "data", {"test.txt": published})
+    (source / "test.txt").unlink()
+    if content:
+        (source / "test.txt").write_bytes(content)
+    fetch_into(data, source)
+    assert read_data(work)["test.txt"] == (content or published)
+
+
+def test_keeps_files_with_other_names(work: Path, source: Path) -> None:
+    data = write_files(work / "data", {"notes": b"mine"})
+    fetch_into(data, source)
+    fetch_into(data, source, replace=True)
+    assert (data / "notes").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.parametrize("content", ["same", "other", "nothing", "/dev/zero"])
+def test_replaces_a_link_but_not_what_it_points_to(
+    content: str, work: Path, source: Path, sample_files: dict[str, bytes]
+) -> None:
+    mine = work / "mine.txt"
+    contents = {"same": sample_files["val.txt"], "other": b"other"}
+    if content in contents:
+        mine.write_bytes(contents[content])
+    (work / "link").symlink_to("/dev/zero" if content == "/dev/zero" else mine)
+    (work / "data").mkdir()
+    (work / "data" / "val.txt").symlink_to(Path("..", "link"))
+    if content == "same":
+        fetch_into(work / "data", source)
+    else:
+        with pytest.raises(FetchError, match=r"holds other files with the names val\.txt\."):
+            fetch_into(work / "data", source)
+        assert os.listdir(work / "data") == ["val.txt"] and os.readlink(work / "data" / "val.txt") == "../link"
+        fetch_into(work / "data", source, replace=True)
+    assert not (work / "data" / "val.txt").is_symlink()
+    assert read_data(work) == sample_files
+    assert (mine.read_bytes() if mine.exists() else None) == contents.get(content)
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_device(path: Path) -> None:
+    if not LINUX_ROOT:
+        pytest.skip("only root can make a device")
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # endless zeros
+
+
+IRREGULAR: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "folder": (Path.mkdir, "a folder"),
+    **({} if WINDOWS else {"FIFO": (make_fifo, "a device"), "device": (make_device, "a device")}),
+}
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["", "replace"])
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_refuses_to_replace_anything_but_files_and_links(kind: str, replace: bool, work: Path, source: Path) -> None:
+    path = write_files(work / "data", {"synsets.txt": b"mine"}) / "val.txt"
+    make, description = IRREGULAR[kind]
+    make(path)
+    with pytest.raises(FetchError) as caught:
+        fetch_into(work / "data", source, replace)
+    assert str(caught.value) == f"cannot replace {path}: expected a regular file, got {description}. Move it away"
+    assert sorted(os.listdir(work / "data")) == ["synsets.txt", "val.txt"]
+    assert (work / "data" / "synsets.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
+def test_does_not_read_or_copy_a_huge_file(tmp_path: Path, work: Path, source: Path) -> None:
+    """Reading this file would take an hour."""
+    path = write_files(work / "data", {"val.txt": b""}) / "val.txt"
+    try:
+        os.truncate(path, 1 << 42)
+    except OSError:
+        pytest.skip("the file system has no files of this size")
+    assert "holds other files with the names val.txt" in run_command(work, "fetch", source, **NO_COVERAGE).stderr
+    assert run_command(work, "fetch", source, "--replace", **NO_COVERAGE).returncode == 0
+    assert path.stat().st_size == (source / "val.txt").stat().st_size
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+def test_refuses_to_replace_a_file_that_it_cannot_read(
+    work: Path, source: Path, sample_files: dict[str, bytes]
+) -> None:
+    path = write_files(work / "data", {"val.txt": sample_files["val.txt"]}) / "val.txt"
+    path.chmod(0)
+    result = run_command(work, "fetch", source, prefix=without_privileges())
+    assert result.returncode == 1 and "holds other files with the names val.txt" in result.stderr
+    assert run_command(work, "fetch", source, "--replace", prefix=without_privileges()).returncode == 0
+    assert read_data(work) == sample_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+def test_replaces_read_only_files(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    fetch_into(work / "data", source)
+    for name in NAMES:
+        (work / "data" / name).chmod(0o400)
+    assert run_command(work, "fetch", source, prefix=without_privileges()).returncode == 0
+    assert {stat.S_IMODE((work / "data" / name).stat().st_mode) for name in NAMES} == {0o666 & ~read_umask()}
+
+
+def read_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# Rollback
+
+
+def fail_at(call: int, function: Callable[..., None], error: int) -> Callable[..., None]:
+    """Return the function, except that one call raises an OSError."""
+    calls = iter(range(1, 10_000))
+
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        if next(calls) == call:
+            raise OSError(error, os.strerror(error))
+        function(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("has_links", [True, False], ids=["", "no hard links"])
+@pytest.mark.parametrize("call", range(1, 2 * len(NAMES), 3))
+def test_failed_publication_restores_everything(
+    call: int,
+    has_links: bool,
+    work: Path,
+    source: Path,
+    old_files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    absent, linked, *_ = NAMES
+    old = {name: data for name, data in old_files.items() if name != absent}
+    data = write_files(work / "data", old)
+    if not WINDOWS:
+        (data / linked).rename(work / "mine.txt")
+        (data / linked).symlink_to(Path("..", "mine.txt"))
+    if not has_links:
+        monkeypatch.setattr(os, "link", fail_always)
+    moves = len(NAMES) if has_links else 2 * len(NAMES) - 1
+    monkeypatch.setattr(os, "replace", fail_at(call, os.replace, errno.EBUSY))
+    if call > moves:
+        fetch_into(data, source, replace=True)
+        return
+    with pytest.raises(FetchError, match=f"cannot write {re.escape(str(data))}.*: {os.strerror(errno.EBUSY)}"):
+        fetch_into(data, source, replace=True)
+    assert read_data(work) == old
+    assert WINDOWS or os.readlink(data / linked) == os.path.join("..", "mine.txt")
+    assert set(os.listdir(work)) <= {"data", "mine.txt"}
+
+
+def fail_always(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_file_that_cannot_be_backed_up_is_kept(
+    work: Path, source: Path, old_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may have no room for another directory entry."""
+    data = write_files(work / "data", old_files)
+    monkeypatch.setattr(os, "link", fail_always)
+    monkeypatch.setattr(os, "replace", fail_always)
+    with pytest.raises(FetchError, match="No space left on device"):
+        fetch_into(data, source, replace=True)
+    assert read_data(work) == old_files
+
+
+def test_failed_publication_removes_a_new_target(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", fail_at(3, os.replace, errno.EIO))
+    with pytest.raises(FetchError, match=os.strerror(errno.EIO)):
+        fetch_into(work / "new" / "data", source)
+    assert os.listdir(work) == []
+
+
+def test_file_that_cannot_be_replaced_is_named(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+    path = write_files(work / "data", old_files) / "val.txt"
+    mount("--bind", path, path)
+    try:
+        with pytest.raises(FetchError) as caught:
+            fetch_into(work / "data", source, replace=True)
+        assert read_data(work) == old_files
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+    assert str(caught.value) == f"cannot write {path}: Device or resource busy"
+    assert os.listdir(work) == ["data"]
 
 
 # The disk
 
 
-def test_a_file_that_cannot_be_replaced_is_named_and_all_others_stay_the_old_ones(
-    tmp_path: Path, server: Server, archive: bytes, old_files: dict[str, bytes]
-) -> None:
-    run_command(tmp_path, "fetch", server.serve("old", sample_archive.pack_files(old_files)))
-    path = tmp_path / "data" / "val.txt"
-    mount = ["mount", "--bind", str(path), str(path)]
-    if not LINUX_ROOT or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("a file can only be made irreplaceable by root, on Linux")
+def test_creates_missing_parent_folders(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    fetch_into(work / "new" / "one" / "data", source)
+    assert read_data(work / "new" / "one") == sample_files
+    assert os.listdir(work / "new" / "one") == ["data"]
+
+
+@pytest.mark.parametrize("existing", [[], ["new"], ["new", "one"]], ids="/".join)
+def test_failed_fetch_removes_the_folders_it_created(existing: list[str], work: Path, tmp_path: Path) -> None:
+    kept = work.joinpath(*existing)
+    kept.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "bad").write_bytes(b"bad")
+    with pytest.raises(FetchError, match="not gzip"):
+        fetch_into(work / "new" / "one" / "data", tmp_path / "bad")
+    assert os.listdir(kept) == []
+
+
+def test_failed_fetch_keeps_an_empty_target(work: Path, tmp_path: Path) -> None:
+    (work / "data").mkdir()
+    (tmp_path / "bad").write_bytes(b"bad")
+    with pytest.raises(FetchError):
+        fetch_into(work / "data", tmp_path / "bad")
+    assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no such permissions")
+def test_staging_is_private_and_files_follow_the_umask(work: Path, source: Path) -> None:
+    modes = []
+
+    def watch(stream: object) -> None:
+        modes.append(staging_folder(work).stat().st_mode)
+
+    before = os.umask(0o027)
     try:
-        result = run_command(tmp_path, "fetch", server.serve("new", archive))
-        assert result.returncode == 1 and f"cannot write {path}: Device or resource busy" in result.stderr
-        assert read_data(tmp_path) == old_files
+        fetch_into(work / "data", source, watch=watch)
     finally:
-        subprocess.run(["umount", str(path)], check=True)
-    assert os.listdir(tmp_path) == ["data"]
+        os.umask(before)
+    assert {stat.S_IMODE(mode) for mode in modes} == {0o700}
+    assert stat.S_IMODE((work / "data").stat().st_mode) == 0o750
+    assert {stat.S_IMODE((work / "data" / name).stat().st_mode) for name in NAMES} == {0o640}
 
 
-def test_a_folder_that_is_a_disk_of_its_own_is_filled(tiny_disk: Path, server: Server, published_folder: Path) -> None:
-    few = sample_archive.pack_files({"synsets.txt": (published_folder / "synsets.txt").read_bytes()})
-    assert run_command(tiny_disk.parent, "fetch", server.serve("a.tar.gz", few), "--into", tiny_disk).returncode == 0
-    assert os.listdir(tiny_disk) == ["synsets.txt"] and os.listdir(tiny_disk.parent) == [tiny_disk.name]
+def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(file: Any, wait: bool = False) -> bool:
+        if not wait:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return True
+
+    monkeypatch.setattr(staging, "_lock", lock)
+    with pytest.raises(FetchError, match=f"cannot write {re.escape(str(work / 'new'))}: {os.strerror(errno.EIO)}"):
+        fetch_into(work / "new" / "data", source)
+    assert os.listdir(work) == []
 
 
-def test_a_folder_that_is_mounted_from_the_same_disk_is_filled(
-    tmp_path: Path, tiny_disk: Path, server: Server, published_folder: Path
-) -> None:
-    del tiny_disk  # it only tells whether anything can be mounted here
-    (tmp_path / "data").mkdir()
-    subprocess.run(["mount", "--bind", str(tmp_path / "data"), str(tmp_path / "data")], check=True)
-    few = sample_archive.pack_files({"synsets.txt": (published_folder / "synsets.txt").read_bytes()})
+def test_fills_a_mounted_file_system(small_disk: Path, source: Path) -> None:
+    (source / "imagenet.bet.pickle").unlink()
+    (source / "train.txt").unlink()
+    fetch_into(small_disk, source)
+    assert sorted(os.listdir(small_disk)) == sorted(os.listdir(source))
+    assert os.listdir(small_disk.parent).count("disk") == 1
+
+
+def test_fills_a_folder_mounted_from_the_same_disk(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    (work / "data").mkdir()
+    mount("--bind", work / "data", work / "data")
     try:
-        assert run_command(tmp_path, "fetch", server.serve("a.tar.gz", few)).returncode == 0
-        assert os.listdir(tmp_path / "data") == ["synsets.txt"]
+        fetch_into(work / "data", source)
+        assert read_data(work) == sample_files
     finally:
-        subprocess.run(["umount", str(tmp_path / "data")], check=True)
+        subprocess.run(["umount", str(work / "data")], check=True)
+    assert os.listdir(work) == ["data"]
 
 
-def test_the_folders_above_the_folder_are_made(tmp_path: Path, server: Server, archive: bytes) -> None:
-    assert run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive), "--into", "new/one/data").returncode == 0
-    assert os.listdir(tmp_path / "new" / "one") == ["data"]
+def test_fills_the_target_of_a_link_to_another_disk(small_disk: Path, work: Path, source: Path) -> None:
+    (source / "imagenet.bet.pickle").unlink()
+    (source / "train.txt").unlink()
+    (small_disk / "target").mkdir()
+    (work / "data").symlink_to(small_disk / "target")
+    fetch_into(work / "data", source)
+    assert sorted(os.listdir(small_disk / "target")) == sorted(os.listdir(source))
+    assert os.listdir(small_disk) == ["target"] and (work / "data").is_symlink()
 
 
-def test_a_full_disk_is_said_to_be_full_and_the_space_given_back(
-    tiny_disk: Path, server: Server, archive: bytes
+@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+def test_creates_the_target_of_a_link(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    (work / "data").symlink_to("missing/target")
+    fetch_into(work / "data", source)
+    assert read_files(work / "missing" / "target") == sample_files
+    assert (work / "data").is_symlink()
+
+
+def test_stages_in_the_target_if_files_cannot_be_moved_into_it(
+    work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run_command(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
+    def rename(source: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    places = []
+    monkeypatch.setattr(os, "rename", rename)
+    (work / "data").mkdir()
+    fetch_into(work / "data", source, watch=lambda stream: places.append(staging_folder(work / "data")))
+    assert places
+    assert read_data(work) == sample_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+def test_stages_in_the_target_if_its_parent_is_read_only(
+    work: Path, source: Path, sample_files: dict[str, bytes]
+) -> None:
+    (work / "data").mkdir()
+    work.chmod(0o555)
+    try:
+        result = run_command(source.parent, "fetch", source, "--into", work / "data", prefix=without_privileges())
+    finally:
+        work.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    assert read_data(work) == sample_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.parametrize("kind", ["folder", "parent", "file"])
+def test_unwritable_target_fails_before_the_download(kind: str, work: Path, server: Server, archive: bytes) -> None:
+    (work / "data").touch() if kind == "file" else (work / "data").mkdir(0o555)
+    target = work / "data" / "new" if kind == "parent" else work / "data"
+    manifest = serve_mirrors(server, archive)
+    result = run_command(work, "fetch", "--into", target, manifest=manifest, prefix=without_privileges())
     assert result.returncode == 1
-    assert "cannot write" in result.stderr and "No space left on device" in result.stderr
-    assert os.listdir(tiny_disk) == []
+    reason = "expected a folder" if kind == "file" else "Permission denied"
+    assert result.stderr.splitlines()[-1] == f"error: cannot write {work / 'data'}: {reason}"
+    assert server.requests == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_to_be_one(tiny_disk: Path, server: Server, archive: bytes) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
-    result = run_command(tiny_disk, "fetch", server.serve("a.tar.gz", archive))
+def serve_mirrors(server: Server, archive: bytes) -> Manifest:
+    """Serve the archive on two mirrors."""
+    digest = hashlib.sha256(archive).hexdigest()
+    mirrors = tuple(Mirror(server.serve(name, archive), digest) for name in ("a.tar.gz", "b.tar.gz"))
+    return Manifest(MANIFEST.files, mirrors)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no resource limits")
+def test_failing_write_ends_without_trying_other_mirrors(
+    tmp_path: Path, work: Path, server: Server, archive: bytes
+) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    env = {**run_at_start(tmp_path / "limit", limit), "PYTHONDONTWRITEBYTECODE": "1", **NO_COVERAGE}
+    result = run_command(work, "fetch", manifest=serve_mirrors(server, archive), **env)
     assert result.returncode == 1
-    assert f"cannot write {tiny_disk}: Read-only file system" in result.stderr
+    assert re.search(r"^error: cannot write .*/data\..*: File too large$", result.stderr, re.MULTILINE)
+    assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
+    assert os.listdir(work) == []
 
 
-def test_a_file_in_the_place_of_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:
-    (tmp_path / "data").write_text("mine")
-    result = run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive))
-    assert result.returncode == 1 and "cannot write" in result.stderr
-    assert (tmp_path / "data").read_text() == "mine" and os.listdir(tmp_path) == ["data"]
+def test_full_disk_ends_without_trying_other_mirrors(small_disk: Path, server: Server, archive: bytes) -> None:
+    with pytest.raises(FetchError, match=r"cannot write .*/data\..*: No space left on device"):
+        fetch(into=str(small_disk / "data"), manifest=serve_mirrors(server, archive))
+    assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
+    assert os.listdir(small_disk) == []
 
 
-def test_a_folder_under_the_name_of_a_file_is_not_touched_nor_is_any_file(
-    tmp_path: Path, server: Server, archive: bytes
-) -> None:
-    in_the_way = tmp_path / "data" / "val.txt"
-    in_the_way.mkdir(parents=True)
-    (tmp_path / "data" / "synsets.txt").write_text("old")
-    result = run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive))
-    assert result.returncode == 1 and f"{in_the_way}: there is a folder of that name" in result.stderr
-    assert (tmp_path / "data" / "synsets.txt").read_text() == "old"
-    assert sorted(os.listdir(tmp_path / "data")) == ["synsets.txt", "val.txt"]
+def test_read_only_file_system_is_reported(small_disk: Path, source: Path) -> None:
+    (small_disk / "data").mkdir()
+    mount("-o", "remount,ro", small_disk)
+    for target, reason in (("data", "Permission denied"), ("new", "Read-only file system")):
+        with pytest.raises(FetchError, match=f"cannot write {re.escape(str(small_disk))}.*: {reason}"):
+            fetch_into(small_disk / target, source)
 
 
-def test_a_folder_that_is_a_link_to_another_disk_is_filled_there(
-    tmp_path: Path, tiny_disk: Path, server: Server, published_folder: Path
-) -> None:
-    (tiny_disk / "set").mkdir()
-    (tmp_path / "data").symlink_to(tiny_disk / "set")
-    few = sample_archive.pack_files({"synsets.txt": (published_folder / "synsets.txt").read_bytes()})
-    assert run_command(tmp_path, "fetch", server.serve("a.tar.gz", few)).returncode == 0
-    assert os.listdir(tiny_disk / "set") == ["synsets.txt"] and os.listdir(tiny_disk) == ["set"]
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_folder_that_cannot_be_created_is_reported(source: Path) -> None:
+    for target, path in (("/proc/data", "/proc"), ("/proc/new/data", "/proc/new")):
+        with pytest.raises(FetchError, match=f"^cannot write {path}: No such file or directory$"):
+            fetch_into(Path(target), source)
 
 
-def test_what_else_stands_in_the_folder_is_not_touched(tmp_path: Path, server: Server, archive: bytes) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "notes").write_text("mine")
-    run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive))
-    assert (tmp_path / "data" / "notes").read_text() == "mine"
+# Leftovers of killed processes
+
+HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 
 
-def test_a_folder_of_a_like_name_is_not_taken_for_what_a_killed_call_left(
-    tmp_path: Path, server: Server, archive: bytes
-) -> None:
-    theirs = tmp_path / "data.mine.imagenet-aux"
-    theirs.mkdir()
-    (theirs / "lock").write_text("mine")
-    run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive))
-    assert (theirs / "lock").read_text() == "mine"
+def make_leftover(parent: Path, host: str = HOST, age: float = 0, has_lock: bool = True) -> Path:
+    """Make a staging folder as a killed process leaves it."""
+    folder = write_files(parent / f"data.{host}.01234567.imagenet-aux", {"val.txt": b"part"})
+    if has_lock:
+        (folder / "lock").touch()
+    os.utime(folder, (time.time() - age,) * 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "has_lock", "is_removed"),
+    [
+        (HOST, 0, True, True),
+        (HOST, 0, False, True),
+        ("elsewhere", 0, True, False),
+        ("elsewhere", 0, False, False),
+        ("elsewhere", DAY - 600, True, False),
+        ("elsewhere", DAY + 600, True, True),
+    ],
+    ids=["this host", "this host, no lock", "another host", "another host, no lock", "a day before", "a day after"],
+)
+def test_removes_leftovers(host: str, age: float, has_lock: bool, is_removed: bool, work: Path, source: Path) -> None:
+    folder = make_leftover(work, host, age, has_lock)
+    fetch_into(work / "data", source)
+    assert sorted(os.listdir(work)) == ["data"] + [folder.name] * (not is_removed)
+
+
+def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    """Even if it is older than a day."""
+    fetched = []
+
+    def watch(stream: object) -> None:
+        if not fetched:
+            folder = staging_folder(work)
+            os.utime(folder, (time.time() - 2 * DAY,) * 2)
+            fetched.append(fetch_into(work / "data", source))
+            assert staging_folder(work) == folder
+
+    fetch_into(work / "data", source, watch=watch)
+    assert read_data(work) == sample_files
+    assert os.listdir(work) == ["data"]
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
-def test_where_nothing_can_be_locked_the_set_is_put_in_its_place_and_nothing_is_cleared_away(
-    tmp_path: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
+@pytest.mark.parametrize("age", [0, DAY + 600], ids=["new", "old"])
+def test_removes_only_old_leftovers_where_nothing_can_be_locked(
+    age: float, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = tmp_path / "data.01234567.imagenet-aux"
-    left.mkdir()
-    (left / "lock").touch()
-    program = """if True:
-        import fcntl, sys
-        from imagenet_aux.__main__ import main
-        def flock(file, operation):
-            raise PermissionError(13, "Permission denied")
-        fcntl.flock = flock
-        sys.exit(main(sys.argv[1:]))
-    """
-    call = [sys.executable, "-c", program, "fetch", server.serve("a.tar.gz", archive)]
-    subprocess.run(call, cwd=tmp_path, env=clean_env(PYTHONPATH=str(ROOT)), timeout=60, check=True)
-    assert read_data(tmp_path) == sample_files
-    assert sorted(os.listdir(tmp_path)) == ["data", left.name]
+    import fcntl
+
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    folder = make_leftover(work, age=age)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fetch_into(work / "data", source)
+    assert read_data(work) == sample_files
+    assert sorted(os.listdir(work)) == ["data"] + [folder.name] * (not age)
 
 
-# Readers and callers at the same time
-
-
-def test_a_reader_is_neither_disturbed_nor_in_the_way(
-    tmp_path: Path, server: Server, archive: bytes, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+@pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
+def test_keeps_the_staging_folder_of_another_node(
+    tmp_path: Path, work: Path, server: Server, archive: bytes, source: Path, sample_files: dict[str, bytes]
 ) -> None:
-    run_command(tmp_path, "fetch", server.serve("old", sample_archive.pack_files(old_files)))
-    with (tmp_path / "data" / "val.txt").open("rb") as reader:
-        caller = start_command(tmp_path, "fetch", server.serve("new", archive))
-        time.sleep(2)
-        assert reader.read() == old_files["val.txt"]
-    caller.communicate()
-    assert caller.returncode == 0
-    assert read_data(tmp_path) == sample_files
-    assert os.listdir(tmp_path) == ["data"]
+    """On some shared file systems, locks are local to a node: each node obtains every lock."""
+    gate = threading.Event()
+    url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
+    node = "import fcntl, socket; fcntl.flock = lambda *_: None; socket.gethostname = lambda: {!r}"
+    one, two = (run_at_start(tmp_path / name, node.format(name)) for name in ("node1", "node2"))
+    first = start_command(work, "fetch", url, **one)
+    try:
+        wait_for_request(server, first)
+        assert run_command(work, "fetch", source, **two).returncode == 0
+    finally:
+        gate.set()
+        _, stderr = first.communicate(timeout=60)
+    assert first.returncode == 0, stderr
+    assert read_data(work) == sample_files
+    assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(not WINDOWS, reason="only Windows lets a reader bar a renewal")
-def test_a_reader_who_stays_bars_the_whole_renewal(
-    tmp_path: Path, server: Server, archive: bytes, old_files: dict[str, bytes]
-) -> None:
-    run_command(tmp_path, "fetch", server.serve("old", sample_archive.pack_files(old_files)))
-    with (tmp_path / "data" / "val.txt").open("rb"):
-        result = run_command(tmp_path, "fetch", server.serve("new", archive))
-    assert result.returncode == 1 and f"cannot write {tmp_path / 'data' / 'val.txt'}: " in result.stderr
-    assert read_data(tmp_path) == old_files
-    assert os.listdir(tmp_path) == ["data"]
+def wait_for_request(server: Server, process: subprocess.Popen[str]) -> None:
+    while not server.requests:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
-def test_eight_callers_at_once_all_get_one_whole_set(
-    tmp_path: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
-) -> None:
-    url = server.serve("a.tar.gz", archive, slow_reply(archive, 0.5))
-    callers = [start_command(tmp_path, "fetch", url) for _ in range(8)]
-    said = [caller.communicate()[1] for caller in callers]
-    assert [caller.returncode for caller in callers] == [0] * 8, "\n".join(said)
-    assert read_data(tmp_path) == sample_files
-    assert os.listdir(tmp_path) == ["data"]
+def test_keeps_folders_with_similar_names(work: Path, source: Path) -> None:
+    names = ["data.mine.imagenet-aux", f"data2.{HOST}.01234567.imagenet-aux", f"data.{HOST}.01234567.imagenet-aux.old"]
+    for name in names:
+        write_files(work / name, {"lock": b"mine"})
+    fetch_into(work / "data", source)
+    assert sorted(os.listdir(work)) == sorted(["data", *names])
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows locks no folders")
-def test_two_callers_with_other_sources_leave_the_set_of_one(
-    tmp_path: Path, server: Server, archive: bytes, sample_files: dict[str, bytes], old_files: dict[str, bytes]
-) -> None:
-    program = """if True:
-        import os, sys, time
-        from imagenet_aux.__main__ import main
-        rename = os.replace
-        def replace(source, target):
-            time.sleep(0.05)
-            rename(source, target)
-        os.replace = replace
-        sys.exit(main(sys.argv[1:]))
-    """
-    urls = [server.serve("a", archive), server.serve("b", sample_archive.pack_files(old_files))]
-    env = clean_env(PYTHONPATH=str(ROOT))
-    callers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, "fetch", url], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+def test_does_not_follow_a_link_with_the_name_of_a_leftover(work: Path, source: Path) -> None:
+    mine = write_files(work / "mine", {"lock": b"", "notes": b"mine"})
+    (work / f"data.{HOST}.01234567.imagenet-aux").symlink_to(mine)
+    fetch_into(work / "data", source)
+    assert sorted(os.listdir(mine)) == ["lock", "notes"]
+
+
+def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path) -> None:
+    (work / "data.imagenet-aux.lock").touch()
+    fetch_into(work / "data", source)
+    assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path) -> None:
+    modes = []
+    before = os.umask(0o077)
+    try:
+        fetch_into(
+            work / "data",
+            source,
+            before_publish=lambda: modes.append((work / "data.imagenet-aux.lock").stat().st_mode),
         )
-        for url in urls
-    ]
-    assert [caller.wait() for caller in callers] == [0, 0]
-    assert read_data(tmp_path) in (sample_files, old_files)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(mode) for mode in modes] == [0o666]
+
+
+def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    """In a sticky folder such as /tmp, Linux forbids opening another user's file with O_CREAT, and removing it."""
+    if not LINUX_ROOT:
+        pytest.skip("only root can make a file of another user")
+    work.chmod(0o1777)
+    lock = work / "data.imagenet-aux.lock"
+    lock.touch()
+    lock.chmod(0o666)
+    os.chown(lock, 65534, 65534)
+    result = run_command(work, "fetch", source, prefix=without_privileges())
+    assert result.returncode == 0, result.stderr
+    assert read_data(work) == sample_files
+
+
+# Readers and concurrent callers
+
+
+def test_reader_of_an_old_file_is_not_disturbed(
+    work: Path, source: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+) -> None:
+    """On Windows, where an open file cannot be replaced, publication waits until it is closed."""
+    data = write_files(work / "data", old_files)
+    read: list[bytes] = []
+    file = (data / "val.txt").open("rb")
+
+    def read_and_close() -> None:
+        read.append(file.read())
+        file.close()
+
+    timer = threading.Timer(1.0, read_and_close)
+    fetch_into(data, source, replace=True, before_publish=timer.start)
+    timer.join()
+    assert read == [old_files["val.txt"]]
+    assert read_data(work) == sample_files
+    assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(not WINDOWS, reason="elsewhere an open file can be replaced")
+def test_file_that_stays_open_is_named(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+    path = write_files(work / "data", old_files) / "val.txt"
+    with path.open("rb"), pytest.raises(FetchError, match=f"cannot write {re.escape(str(path))}: "):
+        fetch_into(work / "data", source, replace=True)
+    assert read_data(work) == old_files
+    assert os.listdir(work) == ["data"]
+
+
+def run_in_threads(*functions: Callable[[], object]) -> list[object]:
+    """Call the functions at the same time and return their results or errors."""
+    results: list[object] = [None] * len(functions)
+
+    def call(index: int) -> None:
+        try:
+            results[index] = functions[index]()
+        except Exception as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def test_only_one_process_publishes_at_a_time(
+    tmp_path: Path, work: Path, source: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+) -> None:
+    old_source = write_files(tmp_path / "old", old_files)
+    staged, publishing = threading.Barrier(2), threading.Barrier(2)
+    met = []
+
+    def watch(stream: Any) -> None:
+        if stream.label == NAMES[-1]:
+            staged.wait(60)
+
+    def before_publish() -> None:
+        try:
+            publishing.wait(2)  # the other thread arrives here only if it has the lock too
+            met.append(True)
+        except threading.BrokenBarrierError:
+            pass
+
+    callbacks = {"watch": watch, "before_publish": before_publish}
+    results = run_in_threads(
+        *(functools.partial(fetch_into, work / "data", path, True, **callbacks) for path in (source, old_source))
+    )
+    assert [type(result) for result in results] == [Result, Result], results
+    assert not met
+    assert read_data(work) in (sample_files, old_files)
+    assert os.listdir(work) == ["data"]
+
+
+def gated(count: int) -> Reply:
+    """Make a reply that is sent once this number of requests has arrived."""
+    barrier = threading.Barrier(count)
+    return Reply(headers={"X-Gate": lambda: str(barrier.wait(100))})
+
+
+def test_eight_concurrent_callers_succeed(
+    work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    url = server.serve("a.tar.gz", archive, gated(8))
+    callers = [start_command(work, "fetch", url, **NO_COVERAGE) for _ in range(8)]
+    errors = [caller.communicate(timeout=200)[1] for caller in callers]
+    assert [caller.returncode for caller in callers] == [0] * 8, "\n".join(errors)
+    assert read_data(work) == sample_files
+    assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.parametrize("good", [0, 1, 4])
+def test_failing_callers_do_not_disturb_others(
+    good: int, tmp_path: Path, work: Path, source: Path, sample_files: dict[str, bytes]
+) -> None:
+    """They remove the folders that they created, while others write there."""
+    (tmp_path / "bad").write_bytes(b"bad")
+    for attempt in range(20):
+        parent = work / str(attempt) / "new"
+        sources = [source] * good + [tmp_path / "bad"] * (8 - good)
+        results = run_in_threads(*(functools.partial(fetch_into, parent / "data", path) for path in sources))
+        errors = [str(result) for result in results if isinstance(result, FetchError)]
+        assert len(errors) == 8 - good and all("not gzip" in error for error in errors), results
+        assert read_data(parent) == (sample_files if good else {})
+        assert not parent.exists() or os.listdir(parent) == ["data"] * (good > 0)
 
 
 # The cache
 
 
-def test_a_renewal_that_fails_leaves_the_old_set(
+def test_failed_renewal_keeps_the_old_files(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     home.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
     broken = server.serve("b.tar.gz", archive[:-4])
     assert home.run_script(f"--url={broken}", "--renew").returncode != 0
-    assert {path.name: path.read_bytes() for path in (home.cache_entries()[0] / "data").iterdir()} == sample_files
+    assert read_data(home.cache_entries()[0]) == sample_files
     assert home.leftovers() == []

@@ -1,7 +1,8 @@
-"""Measures what a cold and a cached call cost, side by side and pair by pair, on a stand-in archive of the real size.
+"""Measure cold and cached calls against other ways to get the files, on a sample archive of the published size.
 
-``python tools/benchmark.py [--pairs 9] [--picture FILE]``, in the environment that ``bash tests/run.sh`` makes. It
-prints a table in Markdown. The picture, of where the time goes, wants matplotlib. Linux, with wget, curl and tar.
+Usage: ``python tools/benchmark.py [--pairs 9] [--json FILE]`` in the environment that ``bash tests/run.sh`` creates.
+It prints a Markdown table, and with ``--json`` writes the figures that ``tools/draw.py`` draws. It needs Linux, wget,
+curl and tar.
 """
 
 from __future__ import annotations
@@ -18,74 +19,87 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import sample_archive
 from cm_home import ROOT, TAGS, CmHome
 
-LINE = 100e6 / 8  # bytes per second of a line of 100 Mbit/s
-PEER_TAGS = "bench,wget-then-tar"
+SLOW = 100e6 / 8  # bytes per second at 100 Mbit/s
+WGET_TAGS = "bench,wget-then-tar"
 NOOP_TAGS = "bench,no-op"
+WGET = "wget, then tar, in a CM script"
+CURL = "curl piped to tar, no engine"
 
 Run = Callable[[], float]
 
 
 class Row(NamedTuple):
-    """One comparison: medians in seconds, and the median of the ratios of the pairs."""
+    """One comparison.
 
-    what: str
-    ours: float
-    against: str
-    theirs: float
+    Attributes
+    ----------
+    call : str
+        What this script does.
+    seconds : float
+        The median of its times.
+    peer : str
+        What it is compared with.
+    peer_seconds : float
+        The median of the peer's times.
+    ratio : float
+        The median of the ratios of the pairs.
+    low, high : float
+        The first and third quartile of these ratios.
+    """
+
+    call: str
+    seconds: float
+    peer: str
+    peer_seconds: float
     ratio: float
+    low: float
+    high: float
 
 
-# The server
+def start_server(path: Path, rate: float) -> str:
+    """Serve a file from another process, at *rate* bytes per second (0: no limit), and return its URL."""
+    port: multiprocessing.Queue[int] = multiprocessing.Queue()
+    multiprocessing.Process(target=_serve, args=(path, rate, port), daemon=True).start()
+    return f"http://127.0.0.1:{port.get()}/caffe_ilsvrc12.tar.gz"
 
 
-def serve(path: Path, rate: float, port: multiprocessing.Queue[int]) -> None:
-    """Answer every request with a file, at so many bytes per second (0: as fast as can be)."""
+def _serve(path: Path, rate: float, port: multiprocessing.Queue[int]) -> None:
     body = path.read_bytes()
     listener = socket.create_server(("127.0.0.1", 0))
     port.put(listener.getsockname()[1])
     while True:
-        threading.Thread(target=_answer, args=(listener.accept()[0], body, rate), daemon=True).start()
+        threading.Thread(target=_respond, args=(listener.accept()[0], body, rate), daemon=True).start()
 
 
-def _answer(connection: socket.socket, body: bytes, rate: float) -> None:
+def _respond(connection: socket.socket, body: bytes, rate: float) -> None:
     with connection:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += connection.recv(65536)
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += connection.recv(65536)
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
-        if head.startswith(b"HEAD"):
+        if request.startswith(b"HEAD"):
             return
-        began, piece = time.monotonic(), 1 << 14 if rate else len(body)
-        for at in range(0, len(body), piece):
+        started, chunk = time.monotonic(), 1 << 14 if rate else len(body)
+        for position in range(0, len(body), chunk):
             if rate:
-                time.sleep(max(0.0, began + at / rate - time.monotonic()))
-            connection.sendall(body[at : at + piece])
-
-
-def started_server(path: Path, rate: float) -> str:
-    """The URL of the file on a server of its own process."""
-    port: multiprocessing.Queue[int] = multiprocessing.Queue()
-    multiprocessing.Process(target=serve, args=(path, rate, port), daemon=True).start()
-    return f"http://127.0.0.1:{port.get()}/caffe_ilsvrc12.tar.gz"
-
-
-# What is timed
+                time.sleep(max(0.0, started + position / rate - time.monotonic()))
+            connection.sendall(body[position : position + chunk])
 
 
 class Bench:
-    """Throw-away homes, cold for each call, in which commands are timed.
+    """Temporary CM homes, a new one for each cold call.
 
     Parameters
     ----------
     folder : Path
-        An empty folder for all of it.
+        An empty folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,13 +107,13 @@ class Bench:
         self._count = 0
         (folder / "template").mkdir()
         self._template = CmHome(folder / "template")
-        self._add_script(PEER_TAGS, 'wget -q "$CM_WGET_URL" && mkdir data && tar -C data -xzf *.tar.gz && rm *.tar.gz')
+        self._add_script(WGET_TAGS, 'wget -q "$CM_WGET_URL" && mkdir data && tar -C data -xzf *.tar.gz && rm *.tar.gz')
         self._add_script(NOOP_TAGS, "true")
         self._template.run_command("cm", "reindex", "repo", check=True)
-        without_isal = folder / "without" / "isal"
-        without_isal.mkdir(parents=True)
-        (without_isal / "__init__.py").write_text("raise ImportError('as if it were not installed')\n")
-        self.default = {"PYTHONPATH": str(without_isal.parent)}
+        stub = folder / "stub" / "isal"
+        stub.mkdir(parents=True)
+        (stub / "__init__.py").write_text("raise ImportError('hidden by the benchmark')\n")
+        self._without_isal = {"PYTHONPATH": str(stub.parent)}
 
     def _add_script(self, tags: str, command: str) -> None:
         folder = self._template.script.parent / tags.replace(",", "-")
@@ -116,175 +130,166 @@ class Bench:
         (folder / "_cm.json").write_text(json.dumps(meta))
         (folder / "run.sh").write_text(command + "\n")
 
-    def home(self) -> CmHome:
-        """A cold home."""
+    def new_home(self) -> CmHome:
+        """Create a home with an empty cache."""
         self._count += 1
         path = self.folder / f"home{self._count}"
         path.mkdir()
         return CmHome(path, self._template)
 
-    def cold(self, tags: str, *words: str, isal: bool = False) -> Run:
-        """The first call of a script in a home of its own."""
-        env = {} if isal else self.default
+    def cold(self, tags: str, *inputs: str, isal: bool = False) -> Run:
+        """Return a function that times the first call of a script in a new home."""
+        env = {} if isal else self._without_isal
 
         def run() -> float:
-            home = self.home()
-            seconds = timed(home, "cm", "run", "script", f"--tags={tags}", *words, **env)
+            home = self.new_home()
+            seconds = timed(home, "cm", "run", "script", f"--tags={tags}", *inputs, **env)
             shutil.rmtree(home.path)
             return seconds
 
         return run
 
-    def cached(self, tags: str, *words: str) -> Run:
-        """A later call of a script."""
-        home = self.home()
-        timed(home, "cm", "run", "script", f"--tags={tags}", *words)
+    def cached(self, tags: str, *inputs: str) -> Run:
+        """Return a function that times a repeated call of a script."""
+        home = self.new_home()
+        timed(home, "cm", "run", "script", f"--tags={tags}", *inputs)
         return lambda: timed(home, "cm", "run", "script", f"--tags={tags}")
 
-    def command(self, command: str, **env: str) -> Run:
-        """A shell command in an empty folder."""
+    def shell(self, command: str, **env: str) -> Run:
+        """Return a function that times a shell command in an empty folder."""
 
         def run() -> float:
-            home = self.home()
+            home = self.new_home()
             seconds = timed(home, "bash", "-c", command, **env)
             shutil.rmtree(home.path)
             return seconds
 
         return run
 
-    def upstream(self, url: str, archive: Path) -> float | None:
-        """Seconds of the chain that the engine's own repository has for the same tags; None where it fails."""
-        home = self.home()
-        shutil.rmtree(home.script)
-        home.run_command("cm", "reindex", "repo", check=True)
+    def upstream(self, url: str, archive: Path) -> Run:
+        """Return a function that times the script that cmx4mlops ships for the same tags."""
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-        words = [f"--tags={TAGS}", f"--const.CM_PACKAGE_URL={url}", f"--const.CM_DOWNLOAD_CHECKSUM={md5}", "--quiet"]
-        began = time.monotonic()
-        done = home.run_command("cm", "run", "script", *words)
-        return time.monotonic() - began if done.returncode == 0 else None
+        inputs = [f"--tags={TAGS}", f"--const.CM_PACKAGE_URL={url}", f"--const.CM_DOWNLOAD_CHECKSUM={md5}", "--quiet"]
+
+        def run() -> float:
+            home = self.new_home()
+            shutil.rmtree(home.script)
+            home.run_command("cm", "reindex", "repo", check=True)
+            seconds = timed(home, "cm", "run", "script", *inputs)
+            shutil.rmtree(home.path)
+            return seconds
+
+        return run
 
 
-def timed(home: CmHome, *words: str, **env: str) -> float:
-    """Seconds of a command, which must succeed."""
-    began = time.monotonic()
-    home.run_command(*words, check=True, **env)
-    return time.monotonic() - began
+def timed(home: CmHome, *command: str, **env: str) -> float:
+    """Return the seconds that a command takes; it must succeed."""
+    started = time.monotonic()
+    home.run_command(*command, check=True, **env)
+    return time.monotonic() - started
 
 
-def compare(what: str, ours: Run, against: str, theirs: Run, pairs: int) -> Row:
-    """Time the two in turn, after one of each that does not count."""
-    ours(), theirs()
-    times = [(ours(), theirs()) for _ in range(pairs)]
-    return Row(
-        what,
-        statistics.median(a for a, _ in times),
-        against,
-        statistics.median(b for _, b in times),
-        statistics.median(a / b for a, b in times),
-    )
+def compare(call: str, run: Run, peer: str, run_peer: Run, pairs: int) -> Row:
+    """Time the two alternately, after one uncounted run of each."""
+    run(), run_peer()
+    times = [(run(), run_peer()) for _ in range(pairs)]
+    ratios = [seconds / peer_seconds for seconds, peer_seconds in times]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    median, peer_median = (statistics.median(column) for column in zip(*times))
+    return Row(call, median, peer, peer_median, statistics.median(ratios), low, high)
 
 
-def peak_memory(home: CmHome, *words: str) -> float:
-    """Peak resident memory of the fetcher, in MiB."""
+def measure_peak_memory(home: CmHome, *args: str) -> float:
+    """Return the peak resident memory of the fetcher, in MiB."""
     program = (
-        "import re, sys; from imagenet_aux.__main__ import main; main(sys.argv[1:]);"
+        "import re, sys; from imagenet_aux.cli import main; main(sys.argv[1:]);"
         "print('peak', re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
-    result = home.run_command(sys.executable, "-c", program, *words, check=True, PYTHONPATH=str(ROOT))
+    result = home.run_command(sys.executable, "-c", program, *args, check=True, PYTHONPATH=str(ROOT))
     return int(result.stdout.split("peak ")[1]) / 1024
 
 
-# Where the time goes
+def measure_steps(bench: Bench, archive: Path, url: str, pairs: int) -> dict[str, float]:
+    """Return the seconds of each step of a cold call, done alone."""
 
+    def seconds(run: Run) -> float:
+        return statistics.median(run() for _ in range(pairs))
 
-def parts(bench: Bench, archive: Path, url: str) -> dict[str, float]:
-    """Seconds of each thing that a cold call does, done alone."""
-    unpack = f"import zlib; d = zlib.decompressobj(31); d.decompress(open({str(archive)!r}, 'rb').read())"
-    python = median(bench.command(f"{sys.executable} -c pass"))
-    read = median(bench.command(f"{sys.executable} -c \"open({str(archive)!r}, 'rb').read()\""))
+    def python(program: str) -> float:
+        return seconds(bench.shell(f'{sys.executable} -c "{program}"', PYTHONPATH=str(ROOT)))
+
+    packed, empty = f"open('{archive}', 'rb').read()", python("pass")
+    unpacked = archive.with_name("unpacked")
+    unpacked.write_bytes(b"".join(sample_archive.make_files().values()))
+    read_packed, read_unpacked = python(packed), python(f"open('{unpacked}', 'rb').read()")
     return {
-        "the engine": median(bench.cold(NOOP_TAGS)),
-        "interpreter": python,
-        "import requests": median(bench.command(f"{sys.executable} -c 'import requests'")) - python,
-        "transfer": median(bench.command(f"curl -s -o /dev/null {url}")),
-        "inflate": median(bench.command(f'{sys.executable} -c "{unpack}"')) - read,
-        "hash (SHA-256)": median(bench.command(f"sha256sum {archive}")),
+        "engine": seconds(bench.cold(NOOP_TAGS)),
+        "start Python": empty,
+        "import requests and the package": python("import imagenet_aux.cli, imagenet_aux.download") - empty,
+        "transfer": seconds(bench.shell(f"curl -s -o /dev/null {url}")),
+        "decompress": python(f"import zlib; zlib.decompressobj(31).decompress({packed})") - read_packed,
+        "hash": python(f"import hashlib; hashlib.sha256(open('{unpacked}', 'rb').read())") - read_unpacked,
+        "write": python(f"open('out', 'wb').write(open('{unpacked}', 'rb').read())") - read_unpacked,
+        "wget": seconds(bench.shell(f"wget -q {url}")),
+        "tar": seconds(bench.shell(f"tar -xzf {archive}")),
     }
 
 
-def median(run: Run, times: int = 5) -> float:
-    """The median of a few runs, in seconds."""
-    return statistics.median(run() for _ in range(times))
+def measure(folder: Path, pairs: int) -> dict[str, Any]:
+    """Return all figures, with the calls of each comparison in turn."""
+    archive = folder / "caffe_ilsvrc12.tar.gz"
+    archive.write_bytes(sample_archive.pack_files(sample_archive.make_files()))
+    checksum = f"--checksum={hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    fast, slow = start_server(archive, 0), start_server(archive, SLOW)
+    bench = Bench(folder)
+
+    def cold(url: str, *inputs: str, isal: bool = False) -> Run:
+        return bench.cold(TAGS, f"--url={url}", *inputs, isal=isal)
+
+    wget, wget_slow = bench.cold(WGET_TAGS, f"--url={fast}"), bench.cold(WGET_TAGS, f"--url={slow}")
+    pipe = "mkdir data && curl -s {} | tar -C data -xz"
+    cached, noop = bench.cached(TAGS, f"--url={fast}"), bench.cached(NOOP_TAGS)
+    rows = [
+        compare("loopback", cold(fast, checksum), WGET, wget, pairs),
+        compare("loopback, with isal", cold(fast, checksum, isal=True), WGET, wget, pairs),
+        compare("loopback, verified file by file", cold(fast), WGET, wget, pairs),
+        compare("100 Mbit/s", cold(slow, checksum), WGET, wget_slow, pairs),
+        compare("loopback", cold(fast, checksum), CURL, bench.shell(pipe.format(fast)), pairs),
+        compare("100 Mbit/s", cold(slow, checksum), CURL, bench.shell(pipe.format(slow)), pairs),
+        compare("loopback", cold(fast, checksum), "the script of cmx4mlops", bench.upstream(fast, archive), pairs),
+        compare("cached", cached, "a cached no-op", noop, 4 * pairs),
+    ]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "pairs": pairs,
+        "rows": [row._asdict() for row in rows],
+        "steps": measure_steps(bench, archive, fast, pairs),
+        "peak_memory_mib": round(measure_peak_memory(bench.new_home(), "fetch", fast, checksum)),
+    }
 
 
-def draw(spent: dict[str, float], rows: list[Row], picture: Path) -> None:
-    """Bars: each part alone, and the whole calls beside them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5))
-    left.barh(list(spent)[::-1], list(spent.values())[::-1])
-    left.set(xlabel="s, each alone", title="Where the time of a cold call goes")
-    names = [f"{row.what}\n/ {row.against}" for row in rows][::-1]
-    right.barh(names, [row.ratio for row in rows][::-1])
-    right.axvline(1, color="black", linewidth=0.8)
-    right.set(xlabel="ratio to the peer (less is faster)", title="Whole calls")
-    figure.tight_layout()
-    figure.savefig(picture, dpi=100)
-
-
-# The table
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the comparisons as a Markdown table."""
+    lines = ["| call | s | compared with | s | ratio | middle half |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {call} | {seconds:.2f} | {peer} | {peer_seconds:.2f} | {ratio:.2f} | {low:.2f} to {high:.2f} |"
+        for call, seconds, peer, peer_seconds, ratio, low, high in (row.values() for row in rows)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--picture", type=Path)
-    orders = parser.parse_args()
+    parser.add_argument("--pairs", type=int, default=9, help="runs of each call (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), orders.pairs, orders.picture)
-
-
-def measure(folder: Path, pairs: int, picture: Path | None) -> None:
-    """Make what is needed, time it, and print the table."""
-    archive = folder / "caffe_ilsvrc12.tar.gz"
-    archive.write_bytes(sample_archive.pack_files(sample_archive.make_files()))
-    known = f"--checksum={hashlib.sha256(archive.read_bytes()).hexdigest()}"
-    fast, slow = started_server(archive, 0), started_server(archive, LINE)
-    bench = Bench(folder)
-
-    def cold(url: str, *words: str, isal: bool = False) -> Run:
-        return bench.cold(TAGS, f"--url={url}", *words, isal=isal)
-
-    wget, curl = "wget, then tar, in a CM script", "curl to tar, no engine"
-    peer, peer_slow = bench.cold(PEER_TAGS, f"--url={fast}"), bench.cold(PEER_TAGS, f"--url={slow}")
-    pipe = "mkdir data && curl -s {} | tar -C data -xz"
-    rows = [
-        compare("loopback", cold(fast, known), wget, peer, pairs),
-        compare("loopback, isal installed", cold(fast, known, isal=True), wget, peer, pairs),
-        compare("loopback, vouched for by its files", cold(fast), wget, peer, pairs),
-        compare("100 Mbit/s", cold(slow, known), wget, peer_slow, pairs),
-        compare("loopback", cold(fast, known), curl, bench.command(pipe.format(fast)), pairs),
-        compare("100 Mbit/s", cold(slow, known), curl, bench.command(pipe.format(slow)), pairs),
-        compare("cached", bench.cached(TAGS, f"--url={fast}"), "a cached no-op", bench.cached(NOOP_TAGS), 4 * pairs),
-    ]
-    print(f"| call | s | against | s | ratio |\n|---|---|---|---|---|\n{''.join(map(line, rows))}", end="")
-    upstream = bench.upstream(fast, archive)
-    if upstream:
-        once = cold(fast, known)()
-        print(f"| loopback, once | {once:.2f} | the chain that cmx4mlops has for the same tags | {upstream:.2f} | |")
-    memory = peak_memory(bench.home(), "fetch", fast, known)
-    print(f"\nPeak memory of the fetcher: {memory:.0f} MiB.")
-    if picture:
-        draw(parts(bench, archive, fast), rows, picture)
-
-
-def line(row: Row) -> str:
-    """A row of the table."""
-    return f"| {row.what} | {row.ours:.2f} | {row.against} | {row.theirs:.2f} | {row.ratio:.2f} |\n"
+        figures = measure(Path(folder), args.pairs)
+    print(table(figures["rows"]), end="")
+    print(f"\nPeak memory of the fetcher: {figures['peak_memory_mib']} MiB.")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

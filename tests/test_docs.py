@@ -1,106 +1,222 @@
-"""What is derived is not stale, and what is written down can be done."""
+"""Check the documents: generated files are current, commands work, messages are the code's own."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from cm_home import ROOT, CmHome
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import benchmark
 import generate
 
-# What a README command needs beside the checkout: a package registry, a mirror, or a container engine.
-NEEDS_NETWORK = ("pip install", "_from.", "=...", "dockerfile")
-SAID_BY_OTHERS = [
+DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+# What a README command needs beside the checkout: PyPI, a mirror, or a container engine.
+NEEDS_NETWORK = ("pip install", "REPOSITORY_URL", "_from.", "=...", "dockerfile")
+RUN_ELSEWHERE = ("bash tests/demo.sh", "bash tests/run.sh")
+# Messages of the system, requests and the engines, as they appear to users.
+FOREIGN_MESSAGES = [
     "cannot write …: Access is denied",
     "cannot write …: Disk quota exceeded",
     "cannot write …: No space left on device",
     "cannot write …: The process cannot access the file",
     "CERTIFICATE_VERIFY_FAILED",
     "Can't load artifact meta",
+    "Exceeded 20 redirects",
     "Portable CM script failed",
 ]
-RUN_BY_OTHERS = ("bash tests/demo.sh", "bash tests/run.sh")
+# What raises or prints a message in this project.
+REPORTERS = re.compile(r"(\w+Error|_ConnectionFault|TruncatedArchive|_restart|_error|warning)")
+NOT_SHOWN = ["the download was stopped"]  # inside a thread whose result is dropped
+
+
+def read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
 def blocks(document: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", read(document), re.DOTALL)
 
 
 @pytest.mark.parametrize("name", sorted(generate.GENERATED))
-def test_what_is_derived_is_what_deriving_gives(name: str) -> None:
-    assert (ROOT / name).read_text(encoding="utf-8") == generate.GENERATED[name](), "run: python tools/generate.py"
+def test_generated_file_is_current(name: str) -> None:
+    assert read(name) == generate.GENERATED[name](), "run: python tools/generate.py"
 
 
-def strings(path: Path) -> list[str]:
-    """Those of a program that are no docstrings, with dots for what is filled in."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    filled_in = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
-    alone = [node.value for node in nodes if isinstance(node, ast.Expr)]
-    plain = [[node] for node in nodes if isinstance(node, ast.Constant) and node not in alone]
-    return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
-            for parts in [*filled_in, *plain]]  # fmt: skip
+def test_readme_extra_is_short() -> None:
+    assert len(read("README-extra.md").split()) <= 2200
 
 
-def explained() -> list[str]:
-    """The errors in the table of README-extra.md."""
-    table = (ROOT / "README-extra.md").read_text(encoding="utf-8").partition("## What an error means")[2]
-    rows = [row for row in table.partition("\n## ")[0].splitlines() if row.startswith("| `")]
-    return [phrase for row in rows for phrase in re.findall("`([^`]+)`", row.split("|")[1])]
+def anchors(document: str) -> set[str]:
+    return {generate._anchor(title) for title in re.findall("^#+ (.+)$", read(document), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("error", explained())
-def test_each_error_that_is_explained_is_one_that_is_said(error: str) -> None:
-    programs = [ROOT / "customize.py", *(ROOT / "imagenet_aux").glob("*.py")]
-    said = [text for program in programs for text in strings(program)] + SAID_BY_OTHERS
-    wanted = ".*".join(re.escape(part.strip()) for part in error.split("…"))
-    assert any(re.search(wanted, text, re.DOTALL) for text in said)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_between_documents_have_a_target(document: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", read(document)):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        assert (ROOT / path).exists(), target
+        assert not anchor or anchor in anchors(path or document), target
+
+
+def test_benchmark_table_is_the_measured_one() -> None:
+    figures = json.loads(read("docs/benchmark.json"))
+    assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table of tools/benchmark.py"
+
+
+# Troubleshooting
+
+
+def explained_messages() -> list[str]:
+    """Return the messages in the first column of the troubleshooting tables."""
+    section = read("README-extra.md").partition("## Troubleshooting")[2]
+    cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    return [phrase for cell in cells for phrase in re.findall("`([^`]+)`", cell)]
+
+
+def pattern(phrase: str) -> re.Pattern[str]:
+    """Return a pattern for a message in which … stands for anything."""
+    return re.compile(".*".join(re.escape(part.strip()) for part in phrase.split("…")), re.DOTALL)
+
+
+def text_of(node: ast.expr) -> str:
+    """Return the text of a string literal, with … for its variable parts; empty for other expressions."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.IfExp):
+        return text_of(node.body)
+    return ""
+
+
+def programs() -> Iterator[ast.Module]:
+    for path in [ROOT / "customize.py", *sorted((ROOT / "imagenet_aux").glob("*.py"))]:
+        yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+def all_texts() -> set[str]:
+    return {text_of(node) for program in programs() for node in ast.walk(program) if isinstance(node, ast.expr)}
+
+
+def reported_messages() -> set[str]:
+    """Return the texts that the code raises or logs."""
+    calls = [node for program in programs() for node in ast.walk(program) if isinstance(node, ast.Call)]
+    names = {call: getattr(call.func, "id", getattr(call.func, "attr", "")) for call in calls}
+    texts = {text_of(call.args[0]) for call in calls if call.args and REPORTERS.fullmatch(names[call])}
+    return {text for text in texts if re.search("[a-z]{3}", text) and text not in NOT_SHOWN}
+
+
+@pytest.mark.parametrize("phrase", explained_messages())
+def test_explained_message_is_in_the_code(phrase: str) -> None:
+    assert any(pattern(phrase).search(text) for text in [*all_texts(), *FOREIGN_MESSAGES])
+
+
+@pytest.mark.parametrize("message", sorted(reported_messages()))
+def test_message_is_explained(message: str) -> None:
+    assert any(pattern(phrase).search(message) for phrase in explained_messages())
+
+
+# Commands and programs
 
 
 @pytest.fixture
-def filled(home: CmHome, tmp_path: Path, archive: bytes) -> CmHome:
-    """A home with the set in its cache, so that no command needs a mirror; and the checkout as its folder."""
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    home.export_keys(f"--url={tmp_path / 'a.tar.gz'}")
-    shutil.copytree(ROOT / "imagenet_aux", home.path / "imagenet_aux")
+def archive_path(tmp_path: Path, archive: bytes) -> Path:
+    path = tmp_path / "caffe_ilsvrc12.tar.gz"
+    path.write_bytes(archive)
+    return path
+
+
+@pytest.fixture
+def cached(home: CmHome, archive_path: Path) -> CmHome:
+    """Return a home with the files in its cache, so that no command needs a mirror."""
+    home.export_keys(f"--url={archive_path}")
     return home
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
-def test_each_command_of_the_readme_works(line: str, filled: CmHome, bash: str) -> None:
-    if line in RUN_BY_OTHERS or any(word in line for word in NEEDS_NETWORK):
-        pytest.skip(f"needs the network, or is run elsewhere: {line}")
-    if line.startswith("git clone"):
-        shutil.rmtree(filled.script)
-        line = f"cd '{ROOT.as_posix()}' && {line}"
-    result = filled.run_command(bash, "-c", line)
+def test_readme_command_works(line: str, cached: CmHome, bash: str) -> None:
+    if line in RUN_ELSEWHERE or any(text in line for text in NEEDS_NETWORK):
+        pytest.skip(f"needs the network, or runs elsewhere: {line}")
+    result = cached.run_command(bash, "-c", f"{line} <<< ''")  # --help asks a question
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_readme_install_command_works_in_a_checkout(cached: CmHome, bash: str) -> None:
+    line = next(line for block in blocks("README.md", "bash") for line in block.splitlines() if "git clone" in line)
+    commands = [line, line.replace("REPOSITORY_URL", ".")]
+    assert commands[1] in read("README.md").replace(commands[0], ""), "the form for a checkout"
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    shutil.rmtree(cached.script)
+    cached.run_command(bash, "-c", f"cd '{ROOT.as_posix()}' && {commands[1]}", check=True)
+    assert cached.run_script().returncode == 0
+
+
+def test_readme_output_is_that_of_a_call(home: CmHome, archive_path: Path) -> None:
+    result = home.run_script(f"--url={archive_path}")
+    printed = (result.stdout + result.stderr).splitlines()
+    for line in blocks("README.md", "text")[0].splitlines():
+        if not line.startswith("["):
+            expected = re.sub(r"(\\ )*[\d,]{3,}", r"\\s*[\\d,]+", re.escape(line))
+            expected = re.sub(r"/home/me\S*", r"\\S+", expected)
+            expected = re.sub(r"yes$", "(yes|no)", expected)
+            assert any(re.fullmatch(expected, text) for text in printed), line
+
+
 @pytest.mark.parametrize("program", blocks("README.md", "python"))
-def test_the_python_of_the_readme_works(program: str, filled: CmHome) -> None:
-    said = filled.run_command(sys.executable, "-c", program, check=True).stdout
-    assert said.splitlines()[-1] == str(filled.cache_entries()[0] / "data")
+def test_readme_python_works(program: str, cached: CmHome) -> None:
+    printed = cached.run_command(sys.executable, "-c", program, check=True).stdout
+    assert printed.splitlines()[-1] == str(cached.cache_entries()[0] / "data")
 
 
-def test_the_commands_of_readme_extra_for_use_without_cm_work(home: CmHome, bash: str, archive: bytes) -> None:
-    shared = home.path / "shared"
-    shared.mkdir()
-    (shared / "caffe_ilsvrc12.tar.gz").write_bytes(archive)
+def test_dependency_example_works(home: CmHome, bash: str, archive_path: Path) -> None:
+    metadata = next(block for block in blocks("README-extra.md", "json") if "print-val" in block)
+    script, commands = (
+        next(block for block in blocks("README-extra.md", "bash") if re.match(start, block))
+        for start in (r'echo "\$CM_DATASET', "cm reindex repo\n")
+    )
+    folder = home.script.parent / "print-val"
+    folder.mkdir()
+    (folder / "_cm.json").write_text(metadata)
+    (folder / "run.sh").write_text(script)
+    commands = commands.replace("/media/usb/caffe_ilsvrc12.tar.gz", archive_path.as_posix())
+    printed = home.run_command(bash, "-e", "-c", commands, check=True).stdout
+    assert str(home.cache_entries()[0] / "data" / "val.txt") in printed.splitlines()
+
+
+def test_shell_example_sets_the_keys(cached: CmHome, bash: str) -> None:
+    commands = next(block for block in blocks("README-extra.md", "bash") if "eval" in block)
+    printed = cached.run_command(bash, "-c", commands, check=True).stdout
+    assert printed.strip() == str(cached.cache_entries()[0] / "data" / "val.txt")
+
+
+def test_examples_without_cm_work(home: CmHome, bash: str, archive_path: Path) -> None:
     block = next(block for block in blocks("README-extra.md", "bash") if "imagenet_aux show" in block)
-    lines = block.replace("/shared", shared.as_posix()).splitlines()
+    lines = block.replace("/shared", archive_path.parent.as_posix()).splitlines()
     codes = [home.run_command(bash, "-c", line, PYTHONPATH=str(ROOT)).returncode for line in lines]
-    assert codes == [0, 0, 1], "1: the stand-in is not the published set"
+    assert codes == [0, 0, 1]  # 1: the sample files are not the published ones
 
 
-def test_the_demonstration_fetches_all_eight_and_prints_the_keys(bash: str) -> None:
-    said = subprocess.run([bash, "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
-    assert said.count("_PATH") == 9
-    assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', said)
+def test_python_example_without_cm_works(home: CmHome, archive_path: Path) -> None:
+    program = blocks("README-extra.md", "python")[0].replace("/shared", archive_path.parent.as_posix())
+    printed = home.run_command(sys.executable, "-c", program, PYTHONPATH=str(ROOT), check=True).stdout
+    assert printed.splitlines()[0] == f"{home.path / 'imagenet-aux' / 'val.txt'} False"
+    assert len(printed.splitlines()) == 9
+
+
+def test_demo_fetches_the_files_and_prints_the_keys(bash: str) -> None:
+    printed = subprocess.run([bash, "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert printed.count("_PATH") == 9
+    assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', printed)

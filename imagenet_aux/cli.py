@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
         The exit code.
     """
     parser = _parser()
-    try:
-        args = parser.parse_args(argv)
-    except ValueError:  # in argparse before Python 3.13
-        parser.error("the value of an option cannot be --")
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument.startswith("--") and argument.endswith("=--") for argument in argv):
+        parser.error("expected another value than --")  # argparse before Python 3.13 drops it
+    args = parser.parse_args(argv)
     if args.command == "show":
         return _show(args.folder, manifest)
     return _fetch(args, manifest)

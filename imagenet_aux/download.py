@@ -47,8 +47,8 @@ _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
 # Everything that a request is known to raise: requests lets errors of urllib3, http.client and the system through.
 _REQUEST_ERRORS = (OSError, ValueError, WaitTimeout, http.client.HTTPException, urllib3.exceptions.HTTPError)
-_TRANSIENT_CAUSES = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
-# The first entry whose type matches the error or its root cause.
+_TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
+# The first entry whose type matches the error or one of its causes.
 _ERROR_TEXTS = (
     (requests.exceptions.ProxyError, "cannot reach {host} through the proxy: {cause}"),
     (requests.exceptions.SSLError, "no trusted connection to {host}: {cause}"),
@@ -56,7 +56,7 @@ _ERROR_TEXTS = (
     (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
     (http.client.HTTPException, "the response of {host} is not HTTP: {cause}"),
     ((requests.ConnectionError, requests.Timeout, WaitTimeout), "no response from {host}: {cause}"),
-    (ValueError, "invalid URL, or redirect to one: {cause}"),
+    (ValueError, "invalid URL, or redirect to one: {error}"),
     (requests.TooManyRedirects, "{cause}"),
     (Exception, "the connection broke: {cause}"),
 )
@@ -146,7 +146,7 @@ class Download(Stream):
         try:
             return exchange.head()
         except _REQUEST_ERRORS as error:
-            if not self._has_response and not isinstance(_root_cause(error), _TRANSIENT_CAUSES):
+            if not self._has_response and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error)):
                 raise SourceError(_describe(error, self.label)) from None
             raise _ConnectionFault(_describe(error, self.label)) from None
 
@@ -273,16 +273,16 @@ class _Exchange:
 
     def close(self) -> None:
         """Shut the connections down, so that the thread ends now."""
-        self._adapter.shut_down()
+        self._adapter.stop()
         self.items.close()
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Remember connections, so that another thread can shut them down."""
+    """Keep a duplicate of the open socket, through which another thread can shut the connection down."""
 
     def __init__(self) -> None:
-        self._connections: list[Any] = []
-        self._is_shut_down = False
+        self._socket: socket.socket | None = None
+        self._is_stopped = False
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -293,29 +293,37 @@ class _Adapter(requests.adapters.HTTPAdapter):
         """Return the same in requests before 2.32."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
-    def shut_down(self) -> None:
-        """Make every blocking call on the connections return, and refuse new ones."""
-        self._is_shut_down = True
-        for connection in self._connections:
-            # http.client forgets the socket of a connection that closes after the response
-            sock = connection.sock or getattr(connection, "connected_sock", None)
-            with contextlib.suppress(OSError):
-                if sock:
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which is not thread-safe
+    def stop(self) -> None:
+        """Make blocking calls on the connection return, those on later ones too."""
+        self._is_stopped = True
+        self._shut_down()
 
     def _tracked(self, pool: Any) -> Any:
         adapter = self
 
         class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            def connect(self) -> None:
-                adapter._connections.append(self)
-                if adapter._is_shut_down:
-                    raise OSError("the download was stopped")
-                super().connect()
-                self.connected_sock = self.sock
+            is_tracked = True
 
-        pool.ConnectionCls = Connection
+            def _new_conn(self) -> Any:
+                sock = super()._new_conn()
+                adapter._replace_socket(sock.dup())
+                sock.settimeout(None)  # for the TLS handshake: `_Exchange` limits the time
+                return sock
+
+        if not hasattr(pool.ConnectionCls, "is_tracked"):  # a redirect may lead to the same pool
+            pool.ConnectionCls = Connection
         return pool
+
+    def _replace_socket(self, sock: socket.socket) -> None:
+        self._shut_down()  # that of the response that redirected
+        self._socket = sock
+        if self._is_stopped:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._socket:
+            with contextlib.suppress(OSError), self._socket as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[Any, None, None]:
@@ -330,10 +338,10 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
         # No read timeout: the caller has one that does not count the time in which the process is suspended.
         with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
-            read = getattr(response.raw, "read1", response.raw.read)  # urllib3 has read1 since 2.1
-            size = _CHUNK_BYTES if hasattr(response.raw, "read1") else 1 << 14  # read() waits for as many bytes
+            # read() would wait for all the bytes. urllib3 before 2.1 has read1() only in its http.client response.
+            raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
             while True:
-                chunk = read(size, decode_content=False)
+                chunk = raw.read1(_CHUNK_BYTES)
                 if not chunk:
                     return
                 yield chunk
@@ -394,15 +402,17 @@ def _retry_after(response: requests.Response) -> float | None:
 
 def _describe(error: Exception, host: str) -> str:
     """Return one line on a failed request."""
-    cause = _root_cause(error)
-    text = next(text for kind, text in _ERROR_TEXTS if isinstance(error, kind) or isinstance(cause, kind))
+    chain = list(_causes(error))
+    text = next(text for kind, text in _ERROR_TEXTS if any(isinstance(cause, kind) for cause in chain))
     request = getattr(error, "request", None)  # the last one, after redirects
-    detail = " ".join(str(getattr(cause, "strerror", None) or cause).split())
-    return text.format(host=_host(request.url) if request is not None else host, cause=shorten(detail))
+    cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
+    return text.format(
+        host=_host(request.url) if request is not None else host, cause=shorten(cause), error=shorten(error)
+    )
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """Return the error that requests and urllib3 have wrapped."""
-    while error.__cause__ or error.__context__:
-        error = cast(BaseException, error.__cause__ or error.__context__)
-    return error
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that requests and urllib3 have wrapped, the root cause last."""
+    while error:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -5,7 +5,10 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 install --constraint tests/requirements.txt cmx4mlops requests
 
-trap 'kill "${server:-}" 2>/dev/null || true; remove_temporary' EXIT
+stop_server() {
+  kill "${server:-}" && wait "$server" || true
+}
+trap 'stop_server 2>/dev/null; remove_temporary' EXIT
 home=$TMPDIR/home
 export HOME=$home CM_REPOS=$home/CM PATH=$PWD/$bin:$PATH
 script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux

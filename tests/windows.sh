@@ -13,6 +13,7 @@ fi
 windows=$PWD/.venv-windows
 export WINEPREFIX=$windows/prefix HOME=$windows/home WINEARCH=win64 WINEDEBUG=-all
 export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # no .NET, no HTML, no menu entries in the user's home
+export PYTHONDONTWRITEBYTECODE=1 # pytest's would name the tests' files by their Windows paths
 export WINEPATH="Z:${windows//\//\\};Z:${windows//\//\\}\\Scripts"
 python() {
   "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot open wine's handle of a file or a terminal

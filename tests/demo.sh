@@ -6,9 +6,10 @@
 install --constraint tests/requirements.txt cmx4mlops requests
 
 stop_server() {
-  kill "${server:-}" && wait "$server" || true
+  kill "${server:-}"
+  wait "${server:-}"
 }
-trap 'stop_server 2>/dev/null; remove_temporary' EXIT
+trap 'stop_server 2>/dev/null || true; remove_temporary' EXIT
 home=$TMPDIR/home
 export HOME=$home CM_REPOS=$home/CM PATH=$PWD/$bin:$PATH
 script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux

@@ -18,7 +18,11 @@ from command import NO_COVERAGE, read_data, run_command, start_command
 from proxy import Proxy
 from server import Reply, Server
 
+import imagenet_aux
+from imagenet_aux import fetcher, transfer
+from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
+from imagenet_aux.transfer import Stream, Watch
 
 MIRRORS = MANIFEST.mirrors
 ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
@@ -181,6 +185,19 @@ def test_tries_the_requested_mirror_first(
     others = [other for other in MIRRORS if other != mirror]
     assert hosts.requested == [host(mirror.address), host(others[0].address)]
     assert read_data(tmp_path) == sample_files
+
+
+def test_only_the_last_mirror_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+
+    def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
+        rates.append(min_rate)
+        raise SourceError("down")
+
+    monkeypatch.setattr(transfer, "open_stream", open_stream)
+    with pytest.raises(FetchError, match="none of the"):
+        imagenet_aux.fetch(into=str(tmp_path / "data"))
+    assert rates == [fetcher.MIN_RATE] * (len(MIRRORS) - 1) + [0]
 
 
 def with_upper_case_host(address: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Iterable
 import pytest
 from cm_home import WINDOWS
 
+from imagenet_aux import fetcher
 from imagenet_aux.errors import ContentError, FetchError, SourceError
 from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Mirror
 from imagenet_aux.sources import Source, Transfer, resolve
@@ -231,6 +232,22 @@ def test_limit_is_200_mib() -> None:
     assert sum(1 for _ in limit_size([chunk] * 200, ValueError())) == 200
     with pytest.raises(ValueError):
         sum(1 for _ in limit_size([chunk] * 200 + [b"1"], ValueError()))
+
+
+@pytest.mark.parametrize("size, is_accepted", [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_limits_the_size_of_a_folder(
+    size: int, is_accepted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "MAX_BYTES", 2 << 20)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "synsets.txt").write_bytes(bytes(1 << 20))
+    (source / "val.txt").write_bytes(bytes(size))
+    if is_accepted:
+        fetcher.fetch(str(source), str(tmp_path / "data"))
+    else:
+        with pytest.raises(FetchError, match=r"val\.txt: larger than 2 MiB in total"):
+            fetcher.fetch(str(source), str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ def test_benchmark_table_is_the_measured_one() -> None:
     assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table of tools/benchmark.py"
 
 
+def test_each_test_module_is_described() -> None:
+    described = re.findall("`(test_[a-z_]+[.]py)`", read("CONTRIBUTING.md"))
+    assert {path.name for path in Path(__file__).parent.glob("test_*.py")} <= set(described)
+
+
 # Troubleshooting
 
 

@@ -63,7 +63,8 @@ _STAGES = [
 
 def flow() -> str:
     """Return the drawing of the data flow, from the sources to the exported keys."""
-    gap, top, height = 20, 44, 150
+    gap, top = 20, 44
+    height = max(50 + 14 * len(modules.split()) + 15 * len(lines) for _, modules, lines in _STAGES)
     first_width = 192  # the host names are long
     other_width = (_WIDTH - 32 - first_width - gap * (len(_STAGES) - 1)) / (len(_STAGES) - 1)
     parts = [_text(16, 28, "From the sources to the exported keys", "title")]

@@ -27,7 +27,7 @@ class BackgroundIterator(Generic[T]):
         self._on_wait = on_wait
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(_DEPTH)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(items,), daemon=True)
+        self._thread = threading.Thread(target=self._produce, args=(items,), name="imagenet_aux download", daemon=True)
         self._thread.start()
 
     def next(self, timeout: float) -> T | None:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
-import gzip
-import hashlib
-import logging
-import os
 import re
-import signal
-import socket
-import socketserver
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
-import requests
 import sample_archive
-from cm_home import ROOT, clean_env
-from command import read_data, run_command, start_command
-from proxy import Proxy
-from server import Reply, Server, slow_reply
-
-from imagenet_aux import background, download, fetch
-from imagenet_aux.download import Download
-from imagenet_aux.errors import SourceError
-from imagenet_aux.manifest import Manifest, Mirror
+from command import read_data, run_command
+from server import Reply, Server
 
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
@@ -45,12 +26,13 @@ CUT = 100_000  # an offset in the middle of the archive
 GOOD = Reply()
 
 # Patterns of errors.
-CUT_SHORT = r"the connection was cut"
+CUT_SHORT = r"the connection was cut(?: after [0-9]+ of [0-9]+ bytes)?"
 GAVE_UP = r" \(gave up after 5 attempts, [0-9]+ s idle\)$"
 HTML_ERROR = r"HTML or XML instead of the file: "
 INVALID_URL = r"invalid URL, or redirect to one: "
 NO_RESPONSE = r"no response from 127\.0\.0\.1: "
 NOT_GZIP = r"not gzip: expected a \.tar\.gz archive, got "
+OFFERS = r"the server offers "
 STATUS = r"the server responded "
 TRUNCATED = r"truncated: the bytes end before the gzip trailer"
 
@@ -75,9 +57,10 @@ def dated(day: int, **options: Any) -> Reply:
     return Reply(etag="", headers={"Last-Modified": f"Mon, {day:02} Jan 2024 00:00:00 GMT"}, **options)
 
 
-def in_three_seconds() -> str:
-    """Return an HTTP date."""
-    return email.utils.formatdate(time.time() + 3, usegmt=True)
+def partial(content_range: str) -> Reply:
+    """Make a reply with the bytes from CUT on and this header; R and N stand for the range and the total size."""
+    value = content_range.replace("R", f"{CUT}-{len(ARCHIVE) - 1}").replace("N", str(len(ARCHIVE)))
+    return Reply(206, {"Content-Range": value}, ARCHIVE[CUT:], etag="")
 
 
 def starts(server: Server, name: str = "a.tar.gz") -> list[int]:
@@ -123,8 +106,7 @@ QUARTER = Reply(stop_at=30_000)
 QUARTER_RESET = Reply(stop_at=30_000, then="reset")
 ENDLESS_302 = Reply(302, {"Location": "a.tar.gz"}, length=False, endless=True)
 LONG_RANGE = Reply(206, {"Content-Range": f"bytes {'9' * 5000}-9/9"})
-REST = ARCHIVE[CUT:]
-RANGE_OF_REST = f"{CUT}-{len(ARCHIVE) - 1}"
+IN_THREE_SECONDS = Reply(429, {"Retry-After": lambda: email.utils.formatdate(time.time() + 3, usegmt=True)}, b"")
 
 RECOVERED = [
     # Slow ones first, so that they run beside the others.
@@ -132,7 +114,7 @@ RECOVERED = [
     Recovered("no fault", (GOOD,)),
     # Redirects
     Recovered("302", (redirect("a.tar.gz"), GOOD), (0, 0)),
-    Recovered("all kinds of redirects", (*[redirect("a.tar.gz", n) for n in (301, 302, 303, 307, 308)], GOOD), (0,) * 6),
+    Recovered("all redirects", (*[redirect("a.tar.gz", n) for n in (301, 302, 303, 307, 308)], GOOD), (0,) * 6),
     Recovered("20 redirects", (*[redirect("/a.tar.gz")] * 20, GOOD), (0,) * 21),
     Recovered("302 to a Range request", (HALF, redirect("a.tar.gz"), GOOD), (0, CUT, CUT)),
     Recovered("302 with a truncated body", (Reply(302, {"Location": "a.tar.gz"}, stop_at=9), GOOD), (0, 0)),
@@ -155,7 +137,7 @@ RECOVERED = [
     Recovered("slow", (Reply(chunk_size=4096, pause=0.05),)),
     # Busy servers
     Recovered("Retry-After in seconds", (refusal(429, Retry_After="2"), GOOD), (0, 0), min_seconds=2),
-    Recovered("Retry-After as a date", (Reply(429, {"Retry-After": in_three_seconds}, b""), GOOD), (0, 0), min_seconds=1.5),
+    Recovered("Retry-After as a date", (IN_THREE_SECONDS, GOOD), (0, 0), min_seconds=1.5),
     Recovered("Retry-After in the past", (refusal(429, Retry_After="Mon, 01 Jan 2024 00:00:00 GMT"), GOOD), (0, 0)),
     Recovered("Retry-After in year 99999", (refusal(429, Retry_After="Mon, 01 Jan 99999 00:00:00 GMT"), GOOD), (0, 0)),
     Recovered("Retry-After without a digit", (refusal(429, Retry_After="\xb2"), GOOD), (0, 0)),
@@ -182,9 +164,9 @@ RECOVERED = [
     Recovered("cut, weak ETag", (HALF_WEAK, Reply(etag='W/"1"')), (0, CUT)),
     Recovered("cut, date only", (dated(1, stop_at=CUT), dated(1)), (0, CUT)),
     Recovered("cut, no validators", (HALF_UNMARKED, Reply(etag="")), (0, CUT)),
-    Recovered("unit of Content-Range in capitals", (HALF, Reply(206, {"Content-Range": f"BYTES {RANGE_OF_REST}/{len(ARCHIVE)}"}, REST, etag="")), (0, CUT)),
-    Recovered("Content-Range without a total", (HALF, Reply(206, {"Content-Range": f"bytes {RANGE_OF_REST}/*"}, REST, etag="")), (0, CUT)),
-    Recovered("Content-Range between blanks", (HALF, Reply(206, {"Content-Range": f" bytes {RANGE_OF_REST}/{len(ARCHIVE)} "}, REST, etag="")), (0, CUT)),
+    Recovered("Content-Range in other case", (HALF, partial("bYtEs R/N")), (0, CUT)),
+    Recovered("Content-Range without a total", (HALF, partial("bytes R/*")), (0, CUT)),
+    Recovered("Content-Range between blanks", (HALF, partial(" bytes R/N ")), (0, CUT)),
     # Cut and restarted
     Recovered("cut, no length", (HALF_NO_LENGTH, GOOD), (0, 0)),
     Recovered("cut four times, no length", (*[HALF_NO_LENGTH] * 4, GOOD), (0,) * 5),
@@ -258,7 +240,9 @@ CONTROL_CODES = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, chunk_size=1, pause=0.3)
 ENDLESS_CONTINUE = Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", endless=True, pause=0.01)
 LONG_HOST = "a" * 70
+PAUSE_OF_AN_HOUR = r"429 Too Many Requests\. It requests a pause of 3600 s"
 TAR = sample_archive.pack_tar(sample_archive.tar_entries(FILES))
+SSH = Reply(raw=b"SSH-2.0-OpenSSH_9.6\r\n")
 ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
 FAILED = [
@@ -269,7 +253,7 @@ FAILED = [
     Failed("always 500", STATUS + "500 Internal Server Error" + GAVE_UP, (refusal(500),), requests=5),
     Failed("always cut", CUT_SHORT + GAVE_UP, (HALF, Reply(stop_at=0)), requests=5),
     Failed("always cut after few bytes", CUT_SHORT + GAVE_UP, (Reply(stop_at=10),), requests=5),
-    Failed("not HTTP", r"the response of 127\.0\.0\.1 is not HTTP: SSH", (Reply(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),), requests=5),
+    Failed("not HTTP", r"the response of 127\.0\.0\.1 is not HTTP: SSH", (SSH,), requests=5),
     # Refusals
     Failed("401", STATUS + "401 Unauthorized", (refusal(401, WWW_Authenticate='Basic realm="x"'),)),
     Failed("403", STATUS + "403 Forbidden", (refusal(403),)),
@@ -281,7 +265,7 @@ FAILED = [
     Failed("206 without a Range request", STATUS + "206 Partial Content", (Reply(206),)),
     Failed("304", STATUS + "304 Not Modified", (Reply(304, body=b""),)),
     Failed("416 without a Range request", STATUS + "416 Requested", (refusal(416),)),
-    Failed("long Retry-After", STATUS + r"429 Too Many Requests\. It requests a pause of 3600 s", (refusal(429, Retry_After="3600"),)),
+    Failed("long Retry-After", STATUS + PAUSE_OF_AN_HOUR, (refusal(429, Retry_After="3600"),)),
     Failed("Retry-After of 5000 digits", STATUS + r"429 Too Many", (refusal(429, Retry_After="9" * 5000),)),
     Failed("control codes", STATUS + r"404 \\x1b\[2J", (CONTROL_CODES,)),
     # Redirects
@@ -290,7 +274,7 @@ FAILED = [
     Failed("redirect to ftp", INVALID_URL + ".*ftp:", (redirect("ftp://localhost/a.tar.gz"),)),
     Failed("redirect without Location", STATUS + r"302", (Reply(302, body=b""),)),
     Failed("redirect to a bad address", INVALID_URL + ".*IPv6", (redirect("http://[::1"),)),
-    Failed("redirect to a bad port", INVALID_URL + ".*[Pp]ort", (redirect("http://localhost:99999/"),)),
+    Failed("redirect to a bad port", INVALID_URL + ".*([Pp]ort|99999)", (redirect("http://localhost:99999/"),)),
     Failed("redirect to a bad host", INVALID_URL + r".*a\.\.b", (redirect("http://a..b/"),)),
     Failed("redirect to a long host", INVALID_URL + ".*aaaa", (redirect(f"http://{LONG_HOST}.invalid/"),)),
     Failed("redirect to a refused connection", r"no response from localhost: .*refused", (redirect("http://localhost:1/"),)),
@@ -316,8 +300,8 @@ FAILED = [
     Failed("always cut, chunked, no ranges", CUT_SHORT + GAVE_UP, (ALWAYS_CUT_CHUNKED,), requests=5),
     Failed("range always starts too late", CUT_SHORT + GAVE_UP, (*[HALF, Reply(shift=5)] * 9,), requests=9),
     # Too large
-    Failed("absurd length", r"the server offers 9{15} bytes: expected at most 200 MiB", (with_headers(Content_Length="9" * 15),)),
-    Failed("length of 5000 digits", r"the server offers 9{18} bytes: ", (with_headers(Content_Length="9" * 5000),)),
+    Failed("absurd length", OFFERS + "9{15} bytes: expected at most 200 MiB", (with_headers(Content_Length="9" * 15),)),
+    Failed("length of 5000 digits", OFFERS + r"9{18} bytes: ", (with_headers(Content_Length="9" * 5000),)),
     Failed("endless archive", r"unpacks to more than 200 MiB", (Reply(endless=True, length=False),)),
     Failed("endless zeros after the archive", r"larger than 200 MiB", (ZEROS_AFTER,)),
     # No request
@@ -328,7 +312,7 @@ FAILED = [
     Failed("no host", INVALID_URL + ".*http:///", source="http:///a.tar.gz", requests=0),
     Failed("bad port", INVALID_URL + ".*99999", source="http://localhost:99999/a.tar.gz", requests=0),
     Failed("half of an IPv6 address", INVALID_URL + r".*\[::1", source="http://[::1/a.tar.gz", requests=0),
-    Failed("no TLS", r"no trusted connection to 127\.0\.0\.1: .*SSL", source="https://127.0.0.1:{port}/a.tar.gz", requests=0),
+    Failed("no TLS", r"no trusted connection to 127\.0\.0\.1: .*SSL", source="https://127.0.0.1:{port}/", requests=0),
 ]  # fmt: skip
 
 

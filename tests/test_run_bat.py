@@ -1,4 +1,4 @@
-"""What run.bat hands over: to Windows' own cmd and Python there, elsewhere to wine's cmd and a stand-in for Python."""
+"""Test run.bat: with Windows' cmd and Python, or with wine's cmd and a program that records its arguments."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ import pytest
 from cm_home import ROOT, clean_env
 from command import NO_COVERAGE
 
-pytestmark = pytest.mark.xdist_group("wine")  # one Windows at a time: two that are being made fail now and then
+pytestmark = pytest.mark.xdist_group("wine")  # creating two prefixes at once sometimes fails
 WINDOWS = sys.platform == "win32"
 WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
 ENV = clean_env(**NO_COVERAGE)  # what the probe runs through is not to be measured
 
-# In the place of the package: says which words it is given, and ends with the code it is told.
+# imagenet_aux/__main__.py: records its arguments, and exits with the code in CODE.
 PROBE = """\
 import json, os, sys
-def main(words=None):
-    with open("words.json", "w", encoding="utf-8") as file:
-        json.dump(sys.argv[1:] if words is None else words, file)
-    return int(os.environ.get("CODE", "0"))
-if __name__ == "__main__":
-    sys.exit(main())
+with open("arguments.json", "w", encoding="utf-8") as file:
+    json.dump(sys.argv[1:], file)
+sys.exit(int(os.environ.get("CODE", "0")))
 """
 
-# In the place of python.exe: writes down its words and its environment, and ends with the code it is told.
+# python.exe under wine: records its arguments and PYTHONPATH, and exits with the code in CODE.
 STAND_IN = r"""
 #include <stdio.h>
 #include <windows.h>
@@ -45,15 +42,12 @@ static void put(FILE *file, const wchar_t *text) {
     fwrite(bytes, 1, count, file);
 }
 
-int wmain(int count, wchar_t **words) {
-    FILE *file = fopen("words.txt", "wb");
-    const wchar_t *code = _wgetenv(L"CODE");
+int wmain(int count, wchar_t **arguments) {
+    FILE *file = fopen("arguments.txt", "wb");
+    const wchar_t *code = _wgetenv(L"CODE"), *path = _wgetenv(L"PYTHONPATH");
+    put(file, path ? path : L"");
     for (int i = 1; i < count; i++)
-        put(file, words[i]);
-    fclose(file);
-    file = fopen("environment.txt", "wb");
-    for (const wchar_t *pair = GetEnvironmentStringsW(); *pair; pair += wcslen(pair) + 1)
-        put(file, pair);
+        put(file, arguments[i]);
     fclose(file);
     return code ? _wtoi(code) : 0;
 }
@@ -61,7 +55,7 @@ int wmain(int count, wchar_t **words) {
 
 
 class Cmd:
-    """Windows' cmd, or wine's with a Windows of its own below this folder."""
+    """Windows' cmd, or wine's with a new prefix below this folder."""
 
     def __init__(self, path: Path) -> None:
         if not WINDOWS and not WINE:
@@ -70,13 +64,13 @@ class Cmd:
         self._wine = [] if WINDOWS else [str(WINE)]
         self._env = ENV
         if not WINDOWS:
-            no_more_than_wine = {"WINEARCH": "win64", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
-            self._env = {**ENV, **no_more_than_wine, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
-            subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # makes that Windows
+            minimal = {"WINEARCH": "win64", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
+            self._env = {**ENV, **minimal, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
+            subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # creates the prefix
 
     @contextlib.contextmanager
-    def staying_on(self) -> Iterator[None]:
-        """Keep wine's Windows from shutting down after each call, and from being called while it does."""
+    def keep_running(self) -> Iterator[None]:
+        """Keep wine's server running: a call fails while it shuts down."""
         if WINDOWS:
             yield
             return
@@ -85,9 +79,10 @@ class Cmd:
             yield
             process.communicate()
 
-    def call(self, folder: Path, batch: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    def call(self, folder: Path, batch: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Call a batch file in a folder."""
-        (folder / "caller.bat").write_bytes(b'@"%BATCH%"\r\n')  # wine's `call` makes any code a 1
+        quoted = "".join(f' "{argument}"' for argument in arguments)
+        (folder / "caller.bat").write_bytes(f'@"%BATCH%"{quoted}\r\n'.encode())  # wine's `call` turns any code into 1
         return subprocess.run(
             [*self._wine, "cmd", "/c", "caller.bat"],
             cwd=folder,
@@ -100,7 +95,7 @@ class Cmd:
         )
 
     def python(self) -> Path:
-        """Python, or its stand-in, in a folder that is not easy to name."""
+        """Return Python, or its stand-in in a folder with special characters."""
         if WINDOWS:
             return Path(sys.executable)
         if not COMPILER:
@@ -114,29 +109,24 @@ class Cmd:
         return program
 
     def name(self, path: Path) -> str:
-        """What the path is called there."""
+        """Return the Windows name of a path."""
         return str(path) if WINDOWS else "Z:" + str(path).replace("/", "\\")
 
-    def words(self, folder: Path, script: Path) -> list[str]:
-        """The words that the package beside the script was given."""
-        if not WINDOWS:
-            words, pairs = (
-                (folder / name).read_bytes().decode().split("\0")[:-1] for name in ("words.txt", "environment.txt")
-            )
-            env = dict(pair.split("=", 1) for pair in pairs if pair[0] != "=")
-            assert env["PYTHONPATH"].split(";")[0] == self.name(script) + "\\"
-            env = {key: value for key, value in env.items() if key.startswith("CM_")}
-            call = [sys.executable, *words]
-            subprocess.run(call, cwd=folder, env={**ENV, **env, "PYTHONPATH": str(script)}, check=True)
-        said: list[str] = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        return said
+    def arguments(self, folder: Path, script: Path) -> list[str]:
+        """Return the arguments of the script's imagenet_aux/__main__.py."""
+        if WINDOWS:
+            arguments: list[str] = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
+            return arguments
+        _, main, *arguments = (folder / "arguments.txt").read_bytes().decode().split("\0")[:-1]
+        assert main == self.name(script) + "\\imagenet_aux\\__main__.py"
+        return arguments
 
 
 @pytest.fixture(scope="module")
 def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
     path = tmp_path_factory.mktemp("windows")
     made = Cmd(path)
-    with made.staying_on():
+    with made.keep_running():
         yield made
     if not WINDOWS:
         server = shutil.which("wineserver", path=os.pathsep.join([os.environ["PATH"], "/usr/lib/wine"]))
@@ -145,34 +135,36 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
         shutil.rmtree(path, ignore_errors=True)  # a Windows is 700 MB
 
 
-@pytest.fixture(params=["plain", "with space", "données", "a & b (1)", "wow!dir"])
+_EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(not WINDOWS, reason="wine's cmd expands values again"))
+
+
+@pytest.fixture(params=["plain", "with space", "données", "a & b (1)", _EXCLAMATION])
 def script(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The native scripts in a folder, with the probe in the place of the package."""
-    return script_in(tmp_path / request.param)
+    """Return a script folder with the probe as imagenet_aux/__main__.py."""
+    return make_script(tmp_path / request.param)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where they are called."""
+    """Return the folder of the call."""
     path = tmp_path / "çà et là"
     path.mkdir()
     return path
 
 
-def script_in(path: Path) -> Path:
+def make_script(path: Path) -> Path:
     (path / "imagenet_aux").mkdir(parents=True)
-    (path / "imagenet_aux" / "__init__.py").touch()
     (path / "imagenet_aux" / "__main__.py").write_text(PROBE)
     for name in ("run.sh", "run.bat"):
         shutil.copy(ROOT / name, path)
     return path
 
 
-def by_run_sh(folder: Path, script: Path, **env: str) -> list[str]:
-    env = {**ENV, "CM_IMAGENET_AUX_PYTHON": sys.executable, **env}
+def arguments_of_run_sh(folder: Path, script: Path, **env: str) -> list[str]:
+    env = {**ENV, **env, "CM_IMAGENET_AUX_PYTHON": sys.executable}
     subprocess.run(["bash", str(script / "run.sh")], cwd=folder, env=env, check=True)
-    words: list[str] = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-    return words
+    arguments: list[str] = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
+    return arguments
 
 
 SOURCES = {
@@ -187,86 +179,122 @@ SOURCES = {
 }
 
 
+# For the hooks
+
+
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_run_bat_hands_over_the_same_words_as_run_sh(source: str, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
-    script = script_in(tmp_path / "script")
-    orders = {
-        "CM_WGET_URL": source,
+@pytest.mark.parametrize("replace", ["", "--replace"])
+def test_passes_the_hooks_inputs_like_run_sh(source: str, replace: str, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    inputs = {
+        "CM_IMAGENET_AUX_SOURCE": source,
         "CM_IMAGENET_AUX_CHECKSUM": "0" * 32,
-        "CM_IMAGENET_AUX_OUTCOME": "how it went.json",
+        "CM_IMAGENET_AUX_INTO": "a & b",
+        "CM_IMAGENET_AUX_REPLACE": replace,
+        "CM_IMAGENET_AUX_RESULT": "the result.json",
+        "CM_WGET_URL": "ignored",
     }
-    result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), **orders)
+    result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), **inputs)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    words = cmd.words(folder, script)
-    assert words == ["fetch", f"--checksum={'0' * 32}", "--result=how it went.json", "--", source]
+    options = [f"--checksum={'0' * 32}", "--into=a & b", "--result=the result.json", *([replace] if replace else [])]
+    arguments = cmd.arguments(folder, script)
+    assert arguments == ["fetch", *options, "--", source]
     if not WINDOWS:
-        assert words == by_run_sh(folder, script, **orders)
-
-
-def test_run_bat_is_called_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
-    result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()))
-    assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    assert cmd.words(folder, script) == ["fetch", "--checksum=", "--result=", "--", ""]
-
-
-def test_run_bat_takes_the_order_of_the_hooks_before_that_by_hand(cmd: Cmd, folder: Path, tmp_path: Path) -> None:
-    script = script_in(tmp_path / "script")
-    orders = {"CM_IMAGENET_AUX_SOURCE": "this", "CM_WGET_URL": "that"}
-    cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), **orders)
-    assert cmd.words(folder, script)[-1] == "this"
-
-
-@pytest.mark.parametrize("code", [0, 1, 2, 130])
-def test_run_bat_hands_on_the_exit_code(code: int, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
-    script = script_in(tmp_path / "script")
-    python = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python())}
-    assert cmd.call(folder, script / "run.bat", CODE=str(code), **python).returncode == code
+        assert arguments == arguments_of_run_sh(folder, script, **inputs)
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])
-def test_run_bat_finds_python_on_the_path_even_where_it_is_a_batch_file(
-    code: int, cmd: Cmd, folder: Path, tmp_path: Path
-) -> None:
-    script = script_in(tmp_path / "script")
-    (folder / "python.bat").write_bytes(b"@echo off\r\necho %1\r\nexit /b %CODE%\r\n")
+def test_exits_with_0_if_there_is_a_result_file(code: int, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    env = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python()), "CM_IMAGENET_AUX_RESULT": "result.json"}
+    assert cmd.call(folder, script / "run.bat", CODE=str(code), **env).returncode == 0
+
+
+# By hand
+
+
+def test_runs_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
+    result = cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()))
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    assert cmd.arguments(folder, script) == ["fetch", "--checksum=", "--", ""]
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_takes_the_source_from_cm_wget_url(source: str, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    env = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python()), "CM_WGET_URL": source}
+    cmd.call(folder, script / "run.bat", **env)
+    assert cmd.arguments(folder, script)[-1] == source
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["C:\\a b\\a.tar.gz", "--into", "wow!dir"], ["https://example.org/a?b=c&d", "--replace"]]
+)
+def test_passes_its_arguments_on(arguments: list[str], cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    python = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python())}
+    cmd.call(folder, script / "run.bat", *arguments, **python, CM_WGET_URL="ignored")
+    assert cmd.arguments(folder, script) == ["fetch", *arguments]
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.tar.gz"]])
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_exits_with_the_fetchers_code(code: int, arguments: list[str], cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    python = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python())}
+    assert cmd.call(folder, script / "run.bat", *arguments, CODE=str(code), **python).returncode == code
+
+
+@pytest.mark.skipif(WINDOWS, reason="the stand-in records PYTHONPATH")
+def test_keeps_the_callers_pythonpath(cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    python = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python())}
+    cmd.call(folder, script / "run.bat", PYTHONPATH="mine", **python)
+    assert (folder / "arguments.txt").read_bytes().startswith(b"mine\0")
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_finds_a_python_that_is_a_batch_file(code: int, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    (folder / "python.bat").write_bytes(b"@echo off\r\necho %~nx1\r\nexit /b %CODE%\r\n")
     result = cmd.call(folder, script / "run.bat", CODE=str(code))
-    assert result.returncode == code and result.stdout[:1] == "-", result.stderr
+    assert (result.returncode, result.stdout.strip()) == (code, "__main__.py"), result.stderr
 
 
-# Through the script that the engine writes
+# Through the batch file that the engine writes
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES.values() if s and not set(s) & set('"\\')])
-def test_what_the_user_said_outlives_the_script_that_the_engine_writes_on_windows(
+def test_engines_batch_file_keeps_the_inputs(
     source: str, cmd: Cmd, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = script_in(tmp_path / "script")
+    script = make_script(tmp_path / "script")
     monkeypatch.setattr(os, "environ", clean_env())
     before = dict(os.environ)
     env = {"CM_WGET_URL": source, "CM_IMAGENET_AUX_CHECKSUM": "0" * 32, "CM_TMP_CURRENT_PATH": str(tmp_path)}
-    assert loaded(ROOT / "customize.py").preprocess({"env": env, "input": {"url": source}}) == {"return": 0}
-    handed = {key: value for key, value in os.environ.items() if before.get(key) != value}
-    handed["CM_IMAGENET_AUX_PYTHON"] = cmd.name(cmd.python())
-    lines = ["@echo off", "", *engines_script(env), "\n", f'call "{cmd.name(script)}\\run.bat"', ""]
+    assert load_module(ROOT / "customize.py").preprocess({"env": env, "input": {"url": source}}) == {"return": 0}
+    inputs = {key: value for key, value in os.environ.items() if before.get(key) != value}
+    inputs["CM_IMAGENET_AUX_PYTHON"] = cmd.name(cmd.python())
+    lines = ["@echo off", "", *engine_lines(env), "\n", f'call "{cmd.name(script)}\\run.bat"', ""]
     (folder / "tmp-run.bat").write_text("\n".join(lines), encoding="utf-8")
-    result = cmd.call(folder, folder / "tmp-run.bat", **handed)
+    result = cmd.call(folder, folder / "tmp-run.bat", **inputs)
     assert result.returncode == 0, result.stdout + result.stderr
-    words = cmd.words(folder, script)
-    assert words[1] == f"--checksum={'0' * 32}"
-    assert words[-1] == handed["CM_IMAGENET_AUX_SOURCE"] and words[-1].endswith(source)
+    arguments = cmd.arguments(folder, script)
+    assert arguments[1] == f"--checksum={'0' * 32}"
+    assert arguments[-1] == inputs["CM_IMAGENET_AUX_SOURCE"] and arguments[-1].endswith(source)
 
 
-def engines_script(env: dict[str, str]) -> list[str]:
-    """The lines that set these keys, by the engine's own hand."""
+def engine_lines(env: dict[str, str]) -> list[str]:
+    """Return the lines that the engine writes for these keys."""
     found = importlib.util.find_spec("cmx4mlops")
     assert found and found.submodule_search_locations
-    module = loaded(Path(found.submodule_search_locations[0]) / "repo" / "automation" / "script" / "module.py")
+    module = load_module(Path(found.submodule_search_locations[0]) / "repo" / "automation" / "script" / "module.py")
     windows = {"platform": "windows", "set_env": "set ${key}=${value}", "env_separator": ";", "env_var": "%env_var%"}
     lines: list[str] = module.convert_env_to_script(env, windows)
     return lines
 
 
-def loaded(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem + "_for_windows", str(path))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,385 @@
+"""Test customize.py under CM: where the source comes from, and which inputs it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+import sample_archive
+from cm_home import ROOT, TAGS, WINDOWS, CmHome
+from server import Reply, Server
+from test_cm import read_folder, write
+
+PARENT = {
+    "alias": "needs-aux",
+    "uid": "0123456789abcdef",
+    "automation_alias": "script",
+    "automation_uid": "5b4e0237da074764",
+    "tags": ["needs", "aux"],
+}
+
+
+def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script that depends on this one."""
+    deps = [{"tags": TAGS, "names": ["imagenet-aux"]}]
+    write(home.script.parent / "needs-aux" / "_cm.json", json.dumps({"deps": deps, **PARENT, **meta}).encode())
+    home.run_command("cm", "reindex", "repo", check=True)
+    return home.run_command("cm", "run", "script", "--tags=needs,aux", "--quiet", *arguments)
+
+
+# Where the source comes from
+
+
+@pytest.mark.parametrize("option", ["--const", "--env"])
+@pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
+def test_env_keys_of_the_call_name_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    assert home.export_keys(f"{option}.{name}=a.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    env = home.export_keys("--url=a.tar.gz", "--const.CM_PACKAGE_URL=missing", "--env.CM_WGET_URL=missing")
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "a=b", "données"])
+@pytest.mark.parametrize("kind", ["archive", "folder", "file URL", "relative path", "home folder"])
+def test_reads_a_local_source(
+    name: str, kind: str, home: CmHome, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    folder = home.path / name
+    path = write(folder / "set.tar.gz", archive)
+    if kind == "folder":
+        path = folder
+        for file, data in sample_files.items():
+            write(folder / file, data)
+    spelled = {
+        "file URL": path.as_uri(),
+        "relative path": f"{name}/set.tar.gz",
+        "home folder": f"~/{name}/set.tar.gz",
+    }
+    env = home.export_keys(f"--url={spelled.get(kind, str(path))}")
+    assert read_folder(env["CM_DATASET_AUX_PATH"]) == sample_files
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+def test_scheme_in_capitals_is_a_url(home: CmHome, server: Server, archive: bytes) -> None:
+    server.serve("a.tar.gz", archive)
+    assert home.run_script(f"--url={server.url.replace('http', 'HTTP')}/a.tar.gz").returncode == 0
+
+
+@pytest.mark.parametrize("place", ["env", "const"])
+@pytest.mark.parametrize("name", ["CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_WGET_URL"])
+def test_parents_keys_do_not_name_the_source(place: str, name: str, home: CmHome, archive: bytes) -> None:
+    write(home.path / "other.tar.gz", b"")
+    path = write(home.path / "a.tar.gz", archive)
+    deps = [{"tags": TAGS, "env": {"CM_PACKAGE_URL": str(path)}}]
+    result = run_parent(home, f"--{place}.{name}={home.path / 'other.tar.gz'}", deps=deps)
+    assert result.returncode == 0 and f"come from: {path}" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("option", ["url", "env.CM_PACKAGE_URL", "const.CM_DOWNLOAD_LOCAL_FILE_PATH"])
+def test_adr_names_the_source(option: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = run_parent(home, f"--adr.imagenet-aux.{option}={path}")
+    assert result.returncode == 0 and f"come from: {path}" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("url", [None, ""])
+def test_no_url_means_the_variations_mirror(url: str | None, home: CmHome) -> None:
+    result = home.run_api(tags=f"{TAGS},_from.berkeleyvision", url=url, checksum="0" * 32, **offline())
+    assert result["error"].index("berkeleyvision") < result["error"].index("dropbox")
+
+
+def test_inherited_url_does_not_change_the_mirror(home: CmHome) -> None:
+    deps = [{"tags": f"{TAGS},_from.berkeleyvision"}]
+    result = run_parent(home, "--const.CM_WGET_URL=http://127.0.0.1:9/model", deps=deps, **OFFLINE_META)
+    printed = result.stderr
+    assert "127.0.0.1:9/model" not in printed
+    assert printed.index("berkeleyvision") < printed.index("dropbox")
+
+
+def offline() -> dict[str, Any]:
+    """Return the call's input that sends all requests to a closed port."""
+    return {"env": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}}
+
+
+OFFLINE_META = {"env": offline()["env"]}
+
+
+# Where the files go
+
+
+def test_extract_path_receives_the_files(home: CmHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
+    write(home.path / "a.tar.gz", archive)
+    env = home.export_keys("--url=a.tar.gz", "--env.CM_EXTRACT_PATH=mine")
+    assert env["CM_DATASET_AUX_PATH"] == str(home.path / "mine")
+    assert read_folder(home.path / "mine") == sample_files
+
+
+def test_extract_path_keeps_the_users_own_files(home: CmHome, archive: bytes) -> None:
+    write(home.path / "a.tar.gz", archive)
+    write(home.path / "mine" / "val.txt", b"my own\n")
+    assert home.run_script("--url=a.tar.gz", "--env.CM_EXTRACT_PATH=mine").returncode != 0
+    assert read_folder(home.path / "mine") == {"val.txt": b"my own\n"}
+
+
+# Variations
+
+
+def test_skip_ssl_verification_says_that_it_has_no_effect(home: CmHome, archive: bytes) -> None:
+    write(home.path / "a.tar.gz", archive)
+    command = ("cm", "run", "script", f"--tags={TAGS},_skip_ssl_verification", "--url=a.tar.gz")
+    result = home.run_command(*command)
+    assert result.returncode == 0
+    (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert note == "note: _skip_ssl_verification has no effect: every file is verified by its digest."
+
+
+# Inputs that are refused
+
+SHELL_TEXT = [
+    '"; touch pwned; "',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a\ntouch pwned\n",
+    "${HOME}",
+    "file:///%24%28touch%20pwned%29",
+    "FILE:/%60touch%20pwned%60",
+    pytest.param("a\\b", marks=pytest.mark.skipif(WINDOWS, reason="a backslash separates folders")),
+]
+
+
+@pytest.mark.parametrize("text", SHELL_TEXT)
+@pytest.mark.parametrize("name", ["url", "checksum"])
+def test_refuses_shell_text(name: str, text: str, home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, **{name: text})
+    assert result["return"] > 0 and repr(text) in result["error"]
+    assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.*"))
+
+
+@pytest.mark.parametrize("place", ["env", "const"])
+@pytest.mark.parametrize(
+    "name",
+    ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_IMAGENET_AUX_SOURCE", "CM_IMAGENET_AUX_X"],
+)
+def test_no_shell_sees_unused_inputs(place: str, name: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = home.run_api(tags=TAGS, url=str(path), **{place: {name: "$(touch pwned)"}})
+    assert result["return"] == 0 and result["new_env"]["CM_DATASET_AUX_SOURCE"] == str(path)
+    assert not list(home.path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("place", ["env", "const"])
+def test_refuses_shell_text_in_the_checksums_key(place: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = home.run_api(tags=TAGS, url=str(path), **{place: {"CM_IMAGENET_AUX_CHECKSUM": "$(touch pwned)"}})
+    assert result["error"].startswith("checksum: expected hex digits, got '$(touch pwned)'.")
+    assert not list(home.path.rglob("pwned"))
+
+
+def test_refuses_shell_text_in_the_calls_folder(home: CmHome, bash: str, archive: bytes) -> None:
+    folder = home.path / "$(touch pwned)"
+    write(folder / "a.tar.gz", archive)
+    call = f'cd "$0" && cm run script --tags={TAGS} --url=a.tar.gz'
+    result = home.run_command(bash, "-c", call, folder)
+    assert result.returncode != 0 and repr(str(folder / "a.tar.gz")) in result.stderr
+    assert not list(home.path.rglob("pwned"))
+
+
+def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": "$(touch pwned)"})
+    assert result["error"].startswith("EXTRACT_PATH: expected text without")
+    assert not list(home.path.rglob("pwned"))
+
+
+@pytest.mark.parametrize("name", ["url", "checksum"])
+@pytest.mark.parametrize("value", [True, False, 0, [], {}])
+def test_refuses_a_value_that_is_not_text(name: str, value: object, home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, **{name: value})
+    assert result["error"] == f"{name}: expected text, got {value!r}. Pass --{name}=VALUE."
+
+
+@pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])
+def test_refuses_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes) -> None:
+    result = home.run_script(f"--url={write(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
+    assert result.returncode != 0
+    (error,) = [line for line in result.stderr.splitlines() if "CM error" in line]
+    assert checksum in error and "hex digits" in error
+    assert "Traceback" not in result.stderr
+
+
+def test_shows_no_password_of_a_refused_url(home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, url="http://me:sec$ret@127.0.0.1:1/a")
+    assert "http://127.0.0.1:1/a" in result["error"] and "ret@" not in result["error"]
+
+
+def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    assert home.run_api(tags=TAGS, url=str(path), mlc_run_cmd="mlcr 'a")["return"] == 0
+
+
+# The environment variables that hand the inputs over
+
+
+def test_hand_over_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    victim = write(home.path / "victim.json", b"mine")
+    private = {
+        "CM_IMAGENET_AUX_SOURCE": str(home.path / "missing"),
+        "CM_IMAGENET_AUX_RESULT": str(victim),
+        "CM_IMAGENET_AUX_INTO": str(home.path / "elsewhere"),
+        "CM_IMAGENET_AUX_PYTHON": "missing",
+    }
+    for place in ("env", "const"):
+        result = home.run_api(tags=TAGS, url=str(path), new=True, **{place: private})
+        assert result["return"] == 0 and result["new_env"]["CM_DATASET_AUX_SOURCE"] == str(path)
+    assert victim.read_bytes() == b"mine" and not (home.path / "elsewhere").exists()
+
+
+def test_removes_hand_over_variables_after_the_call(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    program = (
+        "import os, sys, cmind\n"
+        "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
+        "assert cmind.access(call)['return'] == 0\n"
+        "print([key for key in os.environ if 'IMAGENET_AUX' in key])"
+    )
+    result = home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_engines_python_runs_the_fetcher(home: CmHome, archive: bytes, tmp_path: Path) -> None:
+    write(home.path / "a.tar.gz", archive)
+    write(tmp_path / "bin" / "python3", b"#!/bin/sh\nexit 9\n").chmod(0o755)
+    search_path = os.pathsep.join([str(tmp_path / "bin"), home.env["PATH"]])
+    call = [sys.executable, "-c", "import cmind.cli; cmind.cli.run()", "run", "script", f"--tags={TAGS}"]
+    assert home.run_command(*call, "--url=a.tar.gz", PATH=search_path).returncode == 0
+
+
+# Concurrent calls
+
+THREADS = """
+import json, os, sys, threading, cmind
+tags, *urls = sys.argv[1:]
+results = {}
+def call(url):
+    try:
+        call = {"action": "run", "automation": "script", "tags": tags, "url": url, "new": True, "quiet": True}
+        r = cmind.access(call)
+        data = r["new_env"]["CM_DATASET_AUX_PATH"] if r["return"] == 0 else ""
+        results[url] = {"error": r.get("error", ""), "source": r.get("new_env", {}).get("CM_DATASET_AUX_SOURCE")}
+        if data:
+            results[url]["val"] = open(os.path.join(data, "val.txt")).read()
+    except Exception as error:
+        results[url] = {"error": f"{type(error).__name__}: {error}"}
+threads = [threading.Thread(target=call, args=(url,)) for url in urls]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps(results))
+"""
+
+
+def test_threads_get_their_own_files_or_an_error(home: CmHome) -> None:
+    sources = {}
+    for number in range(4):
+        content = {"val.txt": b"%d\n" % number}
+        path = write(home.path / f"{number}.tar.gz", sample_archive.pack_files(content))
+        sources[str(path)] = f"{number}\n"
+    errors = []
+    for _ in range(6):
+        printed = home.run_command(sys.executable, "-c", THREADS, TAGS, *sources, check=True).stdout
+        for source, result in json.loads(printed.splitlines()[-1]).items():
+            if result["error"]:
+                errors.append(result["error"])
+            else:
+                assert (result["source"], result["val"]) == (source, sources[source])
+    ours = [error for error in errors if "thread" in error]
+    assert ours, errors
+    assert not any("IMAGENET_AUX" in error or "native script" in error for error in errors), errors
+
+
+def test_thread_may_call_again_after_a_failed_call(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    program = (
+        "import sys, threading, cmind\n"
+        "def call(url):\n"
+        "    print(cmind.access({'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': url}))\n"
+        "for url in (sys.argv[2] + '.missing', sys.argv[2]):\n"
+        "    thread = threading.Thread(target=call, args=(url,)); thread.start(); thread.join()"
+    )
+    result = home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
+    assert "'return': 0" in result.stdout.splitlines()[-1]
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a call in a process group, as a terminal does."""
+    process = subprocess.Popen(
+        home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
+        cwd=home.path,
+        env=home.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no process groups of this kind")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_interrupted_call_leaves_nothing(name: str, home: CmHome, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
+    with started_call(home, url) as process:
+        while not server.requests:
+            time.sleep(0.05)
+        time.sleep(0.3)  # for the response
+        os.killpg(process.pid, getattr(signal, name))
+        printed = process.communicate(timeout=60)[0]  # also waits for the fetcher, which writes to the same pipe
+    assert process.returncode != 0 and "error: interrupted" in printed
+    assert home.leftovers() == []
+    assert [path.name for path in home.cache_entries()[0].iterdir() if "data" in path.name] == []
+
+
+# Old Pythons
+
+
+def old_pythons() -> list[str]:
+    """List the installed Pythons 3.6 and 3.7."""
+    names = [shutil.which(f"python3.{minor}") for minor in (6, 7)]
+    names += map(str, Path.home().glob(".pyenv/versions/3.[67].*/bin/python"))
+    runs = [name for name in names if name and subprocess.run([name, "-V"], capture_output=True).returncode == 0]
+    return sorted(set(runs))
+
+
+@pytest.mark.skipif(not old_pythons(), reason="no Python before 3.8 is installed")
+def test_old_python_is_named_in_the_error() -> None:
+    program = (
+        "import sys, importlib.util\n"
+        "spec = importlib.util.spec_from_file_location('customize', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "print(module.preprocess({'env': {}, 'input': {}})['error'])"
+    )
+    for python in old_pythons():
+        command = [python, "-c", program, str(ROOT / "customize.py")]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
+        assert printed.startswith("this script needs Python 3.8 or newer, found 3.")

@@ -1,0 +1,120 @@
+"""Run run.sh by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cm_home import ROOT, WINDOWS, clean_env
+from server import Reply, Server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of the call."""
+    path = tmp_path / "any folder"
+    path.mkdir()
+    return path
+
+
+def run(bash: str, folder: Path, *arguments: Any, script: Any = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``bash run.sh`` with these arguments in a folder."""
+    return subprocess.run(
+        [bash, os.path.join(script, "run.sh"), *map(str, arguments)],
+        cwd=folder,
+        env=clean_env(CM_IMAGENET_AUX_PYTHON=sys.executable, **env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+    )
+
+
+def copy_script(folder: Path) -> Path:
+    shutil.copytree(ROOT / "imagenet_aux", folder / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.sh", folder)
+    return folder
+
+
+def test_without_arguments_fetches_cm_wget_url(
+    bash: str, folder: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    result = run(bash, folder, CM_WGET_URL=server.serve("a.tar.gz", archive))
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in folder.iterdir()] == ["data"]
+    assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(sample_files)
+
+
+def test_without_arguments_requires_the_checksum_variable(bash: str, folder: Path, archive: bytes) -> None:
+    (folder / "a.tar.gz").write_bytes(archive)
+    result = run(bash, folder, CM_WGET_URL="a.tar.gz", CM_IMAGENET_AUX_CHECKSUM="0" * 32)
+    assert result.returncode == 1 and "0" * 32 in result.stderr
+
+
+def test_passes_its_arguments_on(bash: str, folder: Path, archive: bytes, sample_files: dict[str, bytes]) -> None:
+    (folder / "a b.tar.gz").write_bytes(archive)
+    result = run(bash, folder, "a b.tar.gz", "--into", "the files", CM_WGET_URL="ignored")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (folder / "the files").iterdir()) == sorted(sample_files)
+
+
+def test_prints_help(bash: str, folder: Path) -> None:
+    result = run(bash, folder, "--help")
+    assert result.returncode == 0 and "--into" in result.stdout
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["missing.tar.gz"], 1), (["--unknown"], 2)])
+def test_exits_with_the_fetchers_code(arguments: list[str], code: int, bash: str, folder: Path) -> None:
+    assert run(bash, folder, *arguments).returncode == code
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["with:colon", "with space", "données", "-dash", "it's"])
+def test_runs_from_a_folder_of_any_name(name: str, bash: str, tmp_path: Path, archive: bytes) -> None:
+    if WINDOWS and ":" in name:
+        pytest.skip("Windows has no such file names")
+    script = copy_script(tmp_path / name)
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    result = run(bash, tmp_path, "a.tar.gz", script=script)
+    assert result.returncode == 0, result.stderr
+
+
+def test_runs_from_its_own_folder(bash: str, tmp_path: Path, archive: bytes) -> None:
+    script = copy_script(tmp_path / "script")
+    (script / "a.tar.gz").write_bytes(archive)
+    assert run(bash, script, "a.tar.gz", script="").returncode == 0
+
+
+@pytest.mark.parametrize("module", ["json", "shutil", "requests", "imagenet_aux"])
+def test_imports_nothing_from_the_current_folder(module: str, bash: str, folder: Path, archive: bytes) -> None:
+    (folder / f"{module}.py").write_text("raise SystemExit('imported from the current folder')\n")
+    (folder / "a.tar.gz").write_bytes(archive)
+    result = run(bash, folder, "a.tar.gz")
+    assert result.returncode == 0, result.stderr
+
+
+def test_keeps_the_callers_pythonpath(bash: str, folder: Path, tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.stderr.write('sitecustomize ran\\n')\n")
+    (folder / "a.tar.gz").write_bytes(archive)
+    result = run(bash, folder, "a.tar.gz", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0 and "sitecustomize ran" in result.stderr
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot send this signal")
+def test_signal_to_the_shell_ends_the_fetcher(bash: str, folder: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
+    env = clean_env(CM_IMAGENET_AUX_PYTHON=sys.executable)
+    with subprocess.Popen([bash, str(ROOT / "run.sh"), url], cwd=folder, env=env, stderr=subprocess.PIPE) as process:
+        while not server.requests:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and b"interrupted by SIGTERM" in printed
+    assert list(folder.iterdir()) == []

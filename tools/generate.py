@@ -1,7 +1,4 @@
-"""Write the files that are derived from others, each by a function that returns its text.
-
-``python tools/generate.py`` writes them all; a test compares them with what stands in the folder.
-"""
+"""Generate the metadata, README.md and the figures: ``python tools/generate.py``."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ import draw  # noqa: E402
 import customize  # noqa: E402
 from imagenet_aux.manifest import MANIFEST  # noqa: E402
 
-# In the order, and under the comments, that `mlc lint script` gives to the keys: it then leaves the file as it is.
+# The keys' order and the comments of `mlc lint script`, so that it leaves the file unchanged.
 _SECTIONS = {
     "": ("alias", "uid", "automation_alias", "automation_uid"),
     "Metadata": ("name", "category", "developers", "tags", "tags_help"),
@@ -31,9 +28,10 @@ _SECTIONS = {
     "Input mapping": ("input_mapping", "input_description"),
     "Dependencies": ("deps", "prehook_deps", "posthook_deps", "post_deps"),
     "Variations": ("default_variation", "variations"),
+    "Docker / container": ("docker",),
+    "Output / debugging": ("print_env_at_the_end", "warnings"),
     "Tests": ("tests",),
 }
-
 
 # What each file is, and who reads it.
 _FILES = {
@@ -48,35 +46,43 @@ _FILES = {
 }
 
 
-def meta_yaml() -> str:
-    """What MLC reads: ``_cm.json`` with MLC's prefix in place of CM's."""
-    meta = json.loads(re.sub(r"\bCM_", "MLC_", (ROOT / "_cm.json").read_text(encoding="utf-8")))
+def read_meta() -> dict[str, Any]:
+    """Read ``_cm.json``."""
+    meta: dict[str, Any] = json.loads((ROOT / "_cm.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def meta_yaml(cm_meta: dict[str, Any] | None = None) -> str:
+    """Return MLC's metadata: CM's, by default ``_cm.json``, with MLC's prefix, order and comments."""
+    meta = json.loads(re.sub(r"\bCM_", "MLC_", json.dumps(cm_meta or read_meta())))
+    meta["docker"] = {key.replace("docker_", "", 1): value for key, value in meta["docker"].items()}
     meta["input_mapping"] = dict(sorted(meta["input_mapping"].items()))
-    meta["variations"] = dict(sorted(meta["variations"].items(), key=_place_of_variation))
+    meta["variations"] = dict(sorted(meta["variations"].items(), key=_variation_order))
     sections = []
     for title, keys in _SECTIONS.items():
         section = {key: meta.pop(key) for key in keys if key in meta}
         if section:
-            sections.append((f"# {title}\n" if title else "") + _yaml(section))
+            sections.append((f"# {title}\n" if title else "") + to_yaml(section))
     if meta:
-        raise ValueError(f"_cm.json has keys that have no place in meta.yaml yet: {', '.join(meta)}")
+        raise ValueError(f"_cm.json: no section of meta.yaml has the keys {', '.join(meta)}. Add them to _SECTIONS.")
     return "\n".join(sections)
 
 
-def _place_of_variation(item: tuple[str, dict[str, Any]]) -> tuple[bool, str, str]:
-    """Those of a group stand together, before those of none."""
+def _variation_order(item: tuple[str, dict[str, Any]]) -> tuple[bool, str, str]:
+    """Return a sort key that places the variations of a group together, before those without one."""
     name, variation = item
     return "group" not in variation, variation.get("group", ""), name
 
 
-def _yaml(data: dict[str, Any]) -> str:
+def to_yaml(data: dict[str, Any]) -> str:
+    """Return the data as YAML in the engines' style."""
     text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
     return text
 
 
 def readme() -> str:
     """Return README.md: its template, filled in from ``_cm.json`` and the titles of README-extra.md."""
-    meta = json.loads((ROOT / "_cm.json").read_text(encoding="utf-8"))
+    meta = read_meta()
     titles = re.findall("^## (.+)$", (ROOT / "README-extra.md").read_text(encoding="utf-8"), re.MULTILINE)
     inputs = meta["input_description"].items()
     template = (ROOT / "tools" / "README.template.md").read_text(encoding="utf-8")
@@ -123,12 +129,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """The fragment under which GitHub shows a heading."""
+    """Return the fragment that GitHub gives to a heading."""
     return "".join(c for c in title.lower() if c.isalnum() or c in "- ").replace(" ", "-")
 
 
 def _exported_keys() -> list[str]:
-    """Every key that dependents may see, of CM's."""
+    """Return CM's keys that dependents see."""
     keys = ["PATH", "VER", "SOURCE", "VERIFIED", *map(customize.path_key, MANIFEST.files)]
     return [f"CM_DATASET_AUX_{key}" for key in keys]
 

@@ -32,6 +32,7 @@ FOREIGN_MESSAGES = [
     "CERTIFICATE_VERIFY_FAILED",
     "Can't load artifact meta",
     "Exceeded 20 redirects",
+    "Native run script failed inside MLC script",
     "Portable CM script failed",
 ]
 # What raises or prints a message in this project.

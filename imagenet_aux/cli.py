@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Any, Iterable, Iterator, NoReturn, TextIO
 
 from . import __version__
@@ -20,6 +19,7 @@ from .errors import FetchError
 from .fetcher import fetch
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
+from .transfer import Stream
 from .verify import File, inspect_folder, missing
 
 _DESCRIPTION = "Fetch the Caffe ImageNet 2012 auxiliary files and verify them against their published digests."
@@ -28,7 +28,7 @@ _FETCH_EXAMPLE = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into image
 _SHOW_EXAMPLE = "example: imagenet-aux show imagenet-aux"
 _DEBUG = "IMAGENET_AUX_DEBUG"
 
-# Signals that end the process after a cleanup. Windows has no SIGHUP.
+# Windows has no SIGHUP.
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
@@ -152,6 +152,10 @@ def _show(folder: str, manifest: Manifest) -> int:
     except OSError as error:
         print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        interruption = _Interrupted(signal.SIGINT)
+        print(f"error: {interruption}", file=sys.stderr)
+        return interruption.exit_code
     print(_table(files, "published"), end="", flush=True)
     lacking = missing(files, manifest)
     if lacking:
@@ -181,21 +185,19 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
 def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Progress) -> tuple[int, dict[str, Any]]:
     """Return the exit code and the content of the result file."""
     request = {"requested": args.source, "folder": args.into}
+    received = _record_signals()
+
+    def watch(stream: Stream) -> None:
+        # Only here does a signal stop the fetch. So it interrupts no cleanup, and no publication.
+        if received:
+            raise _Interrupted(received[0])
+        progress(stream)
+
     try:
         try:
-            _handle_signals(_interrupt)
             folder = request["folder"] = os.path.abspath(args.into)
-            result = fetch(
-                args.source,
-                folder,
-                args.checksum,
-                args.replace,
-                manifest=manifest,
-                watch=progress,
-                before_publish=lambda: _handle_signals(signal.SIG_IGN),
-            )
+            result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         finally:
-            _handle_signals(signal.SIG_IGN)
             progress.clear()
     except _Interrupted as interruption:
         return interruption.exit_code, {**request, "error": str(interruption)}
@@ -219,16 +221,13 @@ class _Formatter(logging.Formatter):
         return prefix + super().format(record)
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    """Raise, so that the staging folder is removed."""
-    _handle_signals(signal.SIG_IGN)  # a second signal would interrupt the cleanup
-    raise _Interrupted(number)
-
-
-def _handle_signals(handler: Any) -> None:
+def _record_signals() -> list[int]:
+    """Return a list to which the stop signals are added that arrive from now on."""
+    received: list[int] = []
     for number in _STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # inherited, for example from nohup
-            signal.signal(number, handler)
+            signal.signal(number, lambda number, _frame: received.append(number))
+    return received
 
 
 def _table(files: Iterable[File], heading: str) -> str:

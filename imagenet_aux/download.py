@@ -34,6 +34,7 @@ _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__}
 _CHUNK_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 1 << 18  # of all responses in a chain of redirects
 _MAX_REDIRECTS = 20
+_WATCH_SECONDS = 0.5
 
 CONNECT_SECONDS = 5.0  # for each address of a host
 STALL_SECONDS = 15.0  # for the headers of a response, redirects included; then for each MIN_CHUNK_BYTES of the body
@@ -238,8 +239,12 @@ class Download(Stream):
                 f"{reason}{requested} (gave up after {self._attempts} attempts, {idle:.0f} s idle)"
             ) from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
-        time.sleep(pause)
-        self._waited_before += pause
+        while pause > 0:
+            step = min(pause, _WATCH_SECONDS)
+            time.sleep(step)
+            pause -= step
+            self._waited_before += step
+            self._watch(self)
 
 
 class _Exchange:

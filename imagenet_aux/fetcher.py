@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 from . import archive, sources, transfer
 from .errors import FetchError, SourceError, VerificationError
@@ -57,7 +57,6 @@ def fetch(
     *,
     manifest: Manifest = MANIFEST,
     watch: Watch = lambda stream: None,
-    before_publish: Callable[[], None] = lambda: None,
 ) -> Result:
     """Fetch the dataset into a folder, or leave the folder as it is.
 
@@ -76,9 +75,8 @@ def fetch(
     manifest : Manifest, optional
         Names, digests and mirrors.
     watch : callable, optional
-        Called with the `Stream` that is being read, whenever bytes arrive and twice a second while none do.
-    before_publish : callable, optional
-        Called once, before the folder changes.
+        Called with the `Stream` that is being read, whenever bytes arrive and twice a second while none do. If it
+        raises an exception, the fetch ends with it.
 
     Returns
     -------
@@ -99,7 +97,7 @@ def fetch(
             with Staging(folder, manifest, replace) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, min_rate).files()
                 _warn(failures, files, manifest)
-                staging.publish([file.name for file in files], before_publish)
+                staging.publish([file.name for file in files])
                 return Result(candidate.address, folder, files)
         except SourceError as error:
             failures.append(f"{candidate.address}: {error}")

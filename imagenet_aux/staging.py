@@ -24,6 +24,7 @@ _LOCK_NAME = "lock"
 _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
+_LOCK_SECONDS = 60.0  # publication takes milliseconds, unless readers on Windows delay it
 _READER_SECONDS = 5.0
 _MAX_REMOVALS = 100
 # On Windows, 0o700 would restrict the published files to their owner, since a rename keeps their permissions.
@@ -58,12 +59,13 @@ class Staging:
         name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
         self._path = os.path.join(self._parent, name)
         with contextlib.ExitStack() as stack, _wrap_os_errors(self._parent):
-            for _ in range(2):  # a signal may interrupt the first cleanup; further signals are ignored
-                stack.callback(self._clean_up)
+            stack.callback(self._clean_up)
             with _exclusive(self._lock_path) as has_locks:
                 self._remove_abandoned(has_locks)
                 os.mkdir(self._path, _MODE)
-                _lock(stack.enter_context(open(self.path(_LOCK_NAME), "wb")))  # held until exit
+                lock = stack.enter_context(open(self.path(_LOCK_NAME), "wb"))  # held until exit
+                if has_locks:
+                    _lock(lock)
             self._stack = stack.pop_all()
         return self
 
@@ -83,14 +85,10 @@ class Staging:
         with _wrap_os_errors(path), open(path, "wb") as file:
             yield file
 
-    def publish(self, names: Collection[str], before_change: Callable[[], None]) -> None:
-        """Move staged files to the target, each by one rename; on failure restore what was there.
-
-        *before_change* is called once everything is checked, before the target changes.
-        """
+    def publish(self, names: Collection[str]) -> None:
+        """Move staged files to the target, each by one rename; on failure restore what was there."""
         with _wrap_os_errors(self.target), _exclusive(self._lock_path):
             self._require_replaceable(names)
-            before_change()
             self._swap([name for name in self._manifest.files if self._replace or name in names], names)
 
     def _require_writable_target(self) -> None:
@@ -227,7 +225,7 @@ def _exclusive(path: str) -> Iterator[bool]:
     """Hold a lock file, which is removed at the end; yield whether the file system has locks."""
     while True:
         with _open_lock_file(path) as file:
-            has_lock = _lock(file, wait=True)
+            has_lock = _wait_for_lock(file)
             if has_lock and not _is_same_file(file, path):
                 continue  # the last holder removed it: lock the new one
             try:
@@ -264,19 +262,35 @@ def _open_shared(path: str) -> IO[bytes]:
     return file
 
 
-def _lock(file: IO[bytes], wait: bool = False) -> bool:
-    """Lock an open file; return False if it is locked or the file system has no locks."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+def _wait_for_lock(file: IO[bytes]) -> bool:
+    """Lock an open file; return False if the file system has no locks."""
+    give_up = time.monotonic() + _LOCK_SECONDS
+    while time.monotonic() < give_up:
+        try:
+            if _lock(file):
+                return True
+        except OSError:
+            return False
+        time.sleep(0.02)
+    raise StagingError(f"cannot lock {file.name}: another process has locked it for {_LOCK_SECONDS:.0f} s")
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
 
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file; return False if it is locked already."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+    else:
+        import fcntl
+
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True
 
 

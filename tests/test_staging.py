@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -54,9 +55,9 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-def fetch_into(target: Path, source: Path, replace: bool = False, **callbacks: Callable[..., None]) -> Result:
+def fetch_into(target: Path, source: Path, replace: bool = False, watch: Any = lambda stream: None) -> Result:
     """Fetch a local source into a folder."""
-    return fetch(str(source), str(target), replace=replace, **callbacks)
+    return fetch(str(source), str(target), replace=replace, watch=watch)
 
 
 def mount(*args: object) -> None:
@@ -234,6 +235,17 @@ def read_umask() -> int:
     return umask
 
 
+def call_before_moves(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object]) -> None:
+    """Call a function before each file is moved to the target."""
+    move = os.replace
+
+    def replace(source: str, target: str) -> None:
+        function()
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
 # Rollback
 
 
@@ -360,10 +372,10 @@ def test_staging_is_private_and_files_follow_the_umask(work: Path, source: Path)
 
 
 def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lock(file: Any, wait: bool = False) -> bool:
-        if not wait:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return True
+    def lock(file: Any) -> bool:
+        if os.path.basename(file.name) != "lock":
+            return True
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(staging, "_lock", lock)
     with pytest.raises(FetchError, match=f"cannot write {re.escape(str(work / 'new'))}: {os.strerror(errno.EIO)}"):
@@ -606,18 +618,15 @@ def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path) 
 
 
 @pytest.mark.skipif(WINDOWS, reason="permissions are different")
-def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path) -> None:
+def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
+    call_before_moves(monkeypatch, lambda: modes.append((work / "data.imagenet-aux.lock").stat().st_mode))
     before = os.umask(0o077)
     try:
-        fetch_into(
-            work / "data",
-            source,
-            before_publish=lambda: modes.append((work / "data.imagenet-aux.lock").stat().st_mode),
-        )
+        fetch_into(work / "data", source)
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(mode) for mode in modes] == [0o666]
+    assert {stat.S_IMODE(mode) for mode in modes} == {0o666}
 
 
 def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
@@ -638,7 +647,11 @@ def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_fil
 
 
 def test_reader_of_an_old_file_is_not_disturbed(
-    work: Path, source: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+    work: Path,
+    source: Path,
+    sample_files: dict[str, bytes],
+    old_files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On Windows, where an open file cannot be replaced, publication waits until it is closed."""
     data = write_files(work / "data", old_files)
@@ -650,7 +663,8 @@ def test_reader_of_an_old_file_is_not_disturbed(
         file.close()
 
     timer = threading.Timer(1.0, read_and_close)
-    fetch_into(data, source, replace=True, before_publish=timer.start)
+    call_before_moves(monkeypatch, lambda: timer.ident or timer.start())
+    fetch_into(data, source, replace=True)
     timer.join()
     assert read == [old_files["val.txt"]]
     assert read_data(work) == sample_files
@@ -685,31 +699,50 @@ def run_in_threads(*functions: Callable[[], object]) -> list[object]:
 
 
 def test_only_one_process_publishes_at_a_time(
-    tmp_path: Path, work: Path, source: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+    tmp_path: Path,
+    work: Path,
+    source: Path,
+    sample_files: dict[str, bytes],
+    old_files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old_source = write_files(tmp_path / "old", old_files)
-    staged, publishing = threading.Barrier(2), threading.Barrier(2)
-    met = []
+    staged, moving = threading.Barrier(2), threading.Barrier(2)
 
     def watch(stream: Any) -> None:
         if stream.label == NAMES[-1]:
             staged.wait(60)
 
-    def before_publish() -> None:
-        try:
-            publishing.wait(2)  # the other thread arrives here only if it has the lock too
+    def meet() -> None:
+        """Wait until both move files, which must not happen."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            moving.wait(2)
             met.append(True)
-        except threading.BrokenBarrierError:
-            pass
 
-    callbacks = {"watch": watch, "before_publish": before_publish}
+    met: list[bool] = []
+    call_before_moves(monkeypatch, meet)
     results = run_in_threads(
-        *(functools.partial(fetch_into, work / "data", path, True, **callbacks) for path in (source, old_source))
+        *(
+            functools.partial(fetch_into, work / "data", folder, True, watch=watch)
+            for folder in (source, write_files(tmp_path / "old", old_files))
+        )
     )
     assert [type(result) for result in results] == [Result, Result], results
     assert not met
     assert read_data(work) in (sample_files, old_files)
     assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
+def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr(staging, "_LOCK_SECONDS", 0.2)
+    path = work / "data.imagenet-aux.lock"
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FetchError, match=f"^cannot lock {re.escape(str(path))}: another process has locked it"):
+            fetch_into(work / "data", source)
+    assert os.listdir(work) == [path.name]
 
 
 def gated(count: int) -> Reply:

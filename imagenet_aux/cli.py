@@ -240,6 +240,11 @@ def _table(files: Iterable[File], heading: str) -> str:
 def _write_atomically(path: str, text: str) -> None:
     """Write a file so that readers find all of it or none."""
     part = path + ".part"
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(part, path)
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise

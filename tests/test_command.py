@@ -1,4 +1,4 @@
-"""``python -m imagenet_aux`` by itself: its words, its exit codes, what it says."""
+"""The command: arguments, exit codes, messages, and output that cannot be written."""
 
 from __future__ import annotations
 
@@ -10,314 +10,542 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_archive
-from cm_home import ROOT, clean_env
-from command import read_data, run_command
-from server import Reply, Server
+from cm_home import ROOT, WINDOWS, clean_env
+from command import (
+    NO_COVERAGE,
+    read_data,
+    read_files,
+    run_at_start,
+    run_command,
+    without_privileges,
+    write_files,
+)
+from server import Reply, Server, slow_reply
 
-from imagenet_aux import mirrors
+from imagenet_aux.manifest import MANIFEST
 
-ENV = clean_env(PYTHONPATH=str(ROOT))
+NAMES = list(MANIFEST.files)
+ENV = clean_env(PYTHONPATH=str(ROOT), **NO_COVERAGE)
+ERROR_WORDS = ("Traceback", "Exception ignored", "BrokenPipe")
+
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 
 
-def write_all(folder: Path, files: dict[str, bytes]) -> Path:
+@pytest.fixture
+def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
+    """Return a folder with the sample files."""
+    return write_files(tmp_path / "source", sample_files)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Return an empty folder."""
+    folder = tmp_path / "work"
     folder.mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
     return folder
 
 
-@pytest.mark.parametrize("words", [["--help"], ["fetch", "--help"], ["show", "--help"]], ids=" ".join)
-def test_help_fits_on_a_screen(words: list[str], tmp_path: Path) -> None:
-    lines = run_command(tmp_path, *words, COLUMNS="80").stdout.splitlines()
+def read_result(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fetch", "--help"], ["show", "--help"]], ids=" ".join)
+def test_help_fits_on_a_screen(arguments: list[str], work: Path) -> None:
+    lines = run_command(work, *arguments, COLUMNS="80").stdout.splitlines()
     assert 5 < len(lines) <= 24 and max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("words", [["--help"], ["fetch", "FOLDER"], ["show", "FOLDER"]], ids=" ".join)
-def test_imports_requests_only_for_http(words: list[str], tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    folder = write_all(tmp_path / "mine", sample_files)
+def test_version(work: Path) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run_command(work, "--version").stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["get"], ["fetch", "a", "b"], ["show"], ["fetch", "--checksum=--"], ["fetch", "--into=--"], ["fetch", "--no"]],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], work: Path) -> None:
+    result = run_command(work, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"usage: .*\nimagenet-aux.*: error: .*\n", result.stderr, re.DOTALL)
+    assert os.listdir(work) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fetch", "FOLDER"], ["show", "FOLDER"]], ids=" ".join)
+def test_imports_requests_only_for_http(arguments: list[str], work: Path, source: Path) -> None:
     program = (
-        "import sys\nfrom imagenet_aux.__main__ import main\n"
-        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "import sys\n"
+        "from imagenet_aux import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
         "sys.exit('requests' in sys.modules)"
     )
-    words = [str(folder) if word == "FOLDER" else word for word in words]
-    call = [sys.executable, "-c", program, *words]
-    assert subprocess.run(call, cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL).returncode == 0
+    arguments = [str(source) if argument == "FOLDER" else argument for argument in arguments]
+    call = [sys.executable, "-c", program, *arguments]
+    assert subprocess.run(call, cwd=work, env=ENV, stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_fetch_puts_the_files_where_it_is_told_to(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    folder = write_all(tmp_path / "mine", sample_files)
-    assert run_command(tmp_path, "fetch", folder, "--into", "other").returncode == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == sample_files
-    assert read_data(tmp_path) == {}
+def test_into_selects_the_folder(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    result = run_command(work, "fetch", source, "--into", "other")
+    assert result.returncode == 0 and result.stdout.endswith(f"in {work / 'other'}\n")
+    assert read_files(work / "other") == sample_files
+    assert os.listdir(work) == ["other"]
 
 
-def test_fetch_writes_its_outcome_where_it_is_told_to_and_then_exits_with_0(
-    tmp_path: Path, sample_files: dict[str, bytes]
-) -> None:
-    folder = write_all(tmp_path / "mine", sample_files)
-    assert run_command(tmp_path, "fetch", folder, "--result", "good.json").returncode == 0
-    assert json.loads((tmp_path / "good.json").read_text()) == {
-        "source": str(folder),
-        "verified": False,
-        "files": sorted(sample_files),
-    }
-    assert run_command(tmp_path, "fetch", "nowhere", "--result", "bad.json").returncode == 0
-    assert json.loads((tmp_path / "bad.json").read_text()) == {
-        "error": f"{tmp_path / 'nowhere'}: there is no such file or folder"
-    }
-
-
-def test_show_lists_each_file_with_its_size_and_lines_and_whether_it_is_published(
-    tmp_path: Path, published_folder: Path, sample_files: dict[str, bytes]
-) -> None:
-    mine = write_all(
-        tmp_path / "mine",
-        {"val.txt": sample_files["val.txt"], "synsets.txt": (published_folder / "synsets.txt").read_bytes()},
+def test_replace_allows_replacing_other_files(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    data = write_files(work / "data", {"val.txt": b"mine"})
+    result = run_command(work, "fetch", source)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {data} holds other files with the names val.txt. "
+        "Choose another folder, move them away, or pass --replace"
     )
-    result = run_command(tmp_path, "show", mine)
+    assert read_data(work) == {"val.txt": b"mine"}
+    assert run_command(work, "fetch", source, "--replace").returncode == 0
+    assert read_data(work) == sample_files
+
+
+def test_checksum_is_compared_with_the_archive(work: Path, archive: bytes) -> None:
+    (work / "a.tar.gz").write_bytes(archive)
+    digest = hashlib.sha256(archive).hexdigest()
+    good = run_command(work, "fetch", "a.tar.gz", "--checksum", digest.upper())
+    assert good.returncode == 0 and len(re.findall("  yes$", good.stdout, re.MULTILINE)) == len(NAMES)
+    bad = run_command(work, "fetch", "a.tar.gz", "--checksum", "0" * 32, "--into", "other")
+    assert bad.returncode == 1
+    md5 = hashlib.md5(archive).hexdigest()
+    assert f"MD5 mismatch: expected {'0' * 32}, got {md5}. Check the value, or download the arch" in bad.stderr
+    assert sorted(os.listdir(work)) == ["a.tar.gz", "data"]
+
+
+@pytest.mark.skipif(not WINDOWS, reason="only cmd passes a trailing backslash as a quote")
+def test_accepts_a_quoted_folder_with_a_trailing_backslash(
+    work: Path, source: Path, sample_files: dict[str, bytes]
+) -> None:
+    command = subprocess.list2cmdline([sys.executable, "-m", "imagenet_aux", "fetch"]) + f' "{source}\\"'
+    assert subprocess.run(command, cwd=work, env=ENV).returncode == 0
+    assert read_data(work) == sample_files
+
+
+# The result file
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_result_file_of_a_successful_fetch(verified: bool, work: Path, archive: bytes) -> None:
+    (work / "a.tar.gz").write_bytes(archive)
+    checksum = hashlib.md5(archive).hexdigest() if verified else ""
+    result = run_command(work, "fetch", "a.tar.gz", "--checksum", checksum, "--result", "result.json")
+    assert result.returncode == 0
+    assert read_result(work / "result.json") == {
+        "requested": "a.tar.gz",
+        "folder": str(work / "data"),
+        "source": str(work / "a.tar.gz"),
+        "verified": verified,
+        "files": NAMES,
+    }
+    assert sorted(os.listdir(work)) == ["a.tar.gz", "data", "result.json"]
+
+
+def test_result_file_of_a_failed_fetch(work: Path) -> None:
+    result = run_command(work, "fetch", "nowhere", "--result", "result.json")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    reason = "The system cannot find the path specified" if WINDOWS else "No such file or directory"
+    assert read_result(work / "result.json") == {
+        "requested": "nowhere",
+        "folder": str(work / "data"),
+        "error": f"{work / 'nowhere'} cannot be read: {reason}",
+    }
+
+
+def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None:
+    """The old content is there until the new file, complete, is renamed."""
+    hook = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "def hook(event, args):\n"
+        "    if event == 'os.rename' and str(args[1]).endswith('result.json'):\n"
+        "        print(*(Path(path).read_text() for path in args[1::-1]), flush=True)\n"
+        "sys.addaudithook(hook)\n"
+    )
+    (work / "result.json").write_text("old")
+    env = run_at_start(tmp_path / "hook", hook)
+    result = run_command(work, "fetch", "nowhere", "--result=result.json", **env)
+    assert result.stdout == f"old {(work / 'result.json').read_text()}\n"
+    assert set(read_result(work / "result.json")) == {"requested", "folder", "error"}
+
+
+@pytest.mark.parametrize("path", ["no/such.json", "folder"])
+def test_result_file_that_cannot_be_written_is_reported(path: str, work: Path, archive: bytes) -> None:
+    (work / "a.tar.gz").write_bytes(archive)
+    (work / "folder").mkdir()
+    result = run_command(work, "fetch", "a.tar.gz", f"--result={path}")
+    assert result.returncode == 1
+    assert re.search(rf"^error: cannot write {path}: .+$", result.stderr, re.MULTILINE)
+    assert sorted(os.listdir(work)) == ["a.tar.gz", "data", "folder"]
+
+
+# show
+
+
+def test_show_lists_the_files(work: Path) -> None:
+    write_files(work / "mine", {"test.txt": sample_archive.make_test_txt(), "val.txt": b"a\nb\n", "notes": b"mine"})
+    (work / "mine" / "imagenet_mean.binaryproto").write_bytes(bytes(1234))
+    result = run_command(work, "show", "mine")
     assert result.returncode == 1
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["file", "bytes", "lines", "published"],
-        ["synsets.txt", "10,000", "1,000", "yes"],
-        ["val.txt", f"{len(sample_files['val.txt']):,}", "500", "no"],
+        ["imagenet_mean.binaryproto", "1,234", "-", "no"],
+        ["test.txt", "3,200,000", "100,000", "yes"],
+        ["val.txt", "4", "2", "no"],
     ]
+    present = ("imagenet_mean.binaryproto", "test.txt", "val.txt")
+    missing = ", ".join(name for name in NAMES if name not in present)
+    assert result.stderr == f"missing from mine: {missing}\n"
 
 
-def test_show_names_the_files_that_are_absent(tmp_path: Path, published_folder: Path) -> None:
-    result = run_command(tmp_path, "show", published_folder)
-    assert result.returncode == 1 and result.stdout.count("yes") == 6
-    assert result.stderr == f"{published_folder}: not there: imagenet.bet.pickle, train.txt\n"
+def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_files: dict[str, bytes]) -> None:
+    data = write_files(work / "data", sample_files)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sample_files.items()}
+    manifest = MANIFEST._replace(files=digests)
+    result = run_command(work, "show", data, manifest=manifest)
+    assert (result.returncode, result.stderr) == (0, "") and len(re.findall("  yes\n", result.stdout)) == len(NAMES)
+    (data / "val.txt").write_bytes(b"other")
+    assert run_command(work, "show", data, manifest=manifest).returncode == 1
+    (data / "val.txt").unlink()
+    result = run_command(work, "show", data, manifest=manifest)
+    assert (result.returncode, result.stderr) == (1, f"missing from {data}: val.txt\n")
 
 
-def test_show_of_no_folder_says_so(tmp_path: Path) -> None:
-    result = run_command(tmp_path, "show", "nowhere")
-    assert result.returncode == 1 and result.stderr == "nowhere: there is no such folder\n"
+def test_show_reports_what_is_no_folder(work: Path) -> None:
+    (work / "file").touch()
+    for name, problem in (("nowhere", "does not exist"), ("file", "is a file")):
+        result = run_command(work, "show", name)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == f"error: {name} {problem}: expected a folder\n"
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+def test_show_reports_an_unreadable_file(work: Path, source: Path) -> None:
+    (source / "val.txt").chmod(0)
+    result = run_command(work, "show", source, prefix=without_privileges())
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"error: {source / 'val.txt'} cannot be read: Permission denied\n"
+
+
+# Sources
+
+
+@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.parametrize("name", ["", "val.txt"], ids=["folder", "file"])
+def test_unreadable_source_is_reported(name: str, work: Path, source: Path) -> None:
+    path = source / name if name else source
+    path.chmod(0)
+    try:
+        result = run_command(work, "fetch", source, prefix=without_privileges())
+        below = run_command(work, "fetch", source / "a.tar.gz", prefix=without_privileges())
+    finally:
+        path.chmod(0o755)
+    assert (result.returncode, below.returncode) == (1, 1)
+    reason = f"{source}: val.txt: cannot be read" if name else f"{source} cannot be read"
+    assert result.stderr.splitlines()[-1] == f"error: {reason}: Permission denied"
+    reason = "No such file or directory" if name else "Permission denied"
+    assert below.stderr == f"error: {source / 'a.tar.gz'} cannot be read: {reason}\n"
+    assert os.listdir(work) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc/self/mem")
-def test_show_says_where_it_cannot_read(tmp_path: Path) -> None:
-    (tmp_path / "val.txt").symlink_to("/proc/self/mem")  # a plain file that even root cannot read from the start
-    result = run_command(tmp_path, "show", tmp_path)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"{tmp_path / 'val.txt'}: cannot be read: Input/output error\n"
+def test_read_error_is_reported(work: Path) -> None:
+    (work / "a.tar.gz").symlink_to("/proc/self/mem")  # a regular file whose first bytes even root cannot read
+    result = run_command(work, "fetch", "a.tar.gz")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"error: {work / 'a.tar.gz'}: cannot be read: Input/output error"
 
 
-def test_unusable_words_exit_with_2(tmp_path: Path) -> None:
-    assert run_command(tmp_path, "get").returncode == 2
+@pytest.mark.parametrize("kind", ["folder", pytest.param("link to nothing", marks=pytest.mark.skipif("os.name=='nt'"))])
+def test_irregular_file_in_a_source_folder_is_reported(kind: str, work: Path, source: Path) -> None:
+    path = source / "val.txt"
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to("nowhere")
+    result = run_command(work, "fetch", source)
+    assert result.returncode == 1
+    reason = "not a regular file" if kind == "folder" else "cannot be read: No such file or directory"
+    assert f"error: {source}: val.txt: {reason}" in result.stderr
+    assert os.listdir(work) == []
 
 
-def test_fills_a_folder_with_an_unprintable_name(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    folder = write_all(tmp_path / "mine", sample_files)
-    result = run_command(tmp_path, "fetch", folder, "--into", "donn\xe9es", PYTHONIOENCODING="ascii")
+def test_differing_and_missing_files_are_reported_apart(work: Path, source: Path) -> None:
+    (source / "test.txt").write_bytes(sample_archive.make_test_txt())
+    (source / "val.txt").unlink()
+    result = run_command(work, "fetch", source)
+    assert result.returncode == 0
+    differing = ", ".join(name for name in NAMES if name not in ("test.txt", "val.txt"))
+    assert result.stderr.splitlines() == [
+        f"trying {source}",
+        f"warning: differs from the published file: {differing}",
+        "warning: missing from the source: val.txt",
+    ]
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
+def test_folder_with_too_many_bytes_is_refused(work: Path, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "mine", {"train.txt": b"", "val.txt": b""})
+    for path in folder.iterdir():
+        os.truncate(path, 101 << 20)
+    result = run_command(work, "fetch", folder, **NO_COVERAGE)
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"error: {folder}: val.txt: larger than 200 MiB in total\n")
+    assert os.listdir(work) == []
+
+
+@pytest.mark.parametrize("credentials", ["me:secret", "me:a@secret", "me:secret@b"])
+def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive).replace("//", f"//{credentials}@")
+    result = run_command(work, "fetch", url, "--result=result.json")
+    assert result.returncode == 0 and server.requests_for("a.tar.gz")[0]["Authorization"].startswith("Basic ")
+    assert "secret" not in result.stdout + result.stderr + read_result(work / "result.json")["source"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@127.0.0.1:99999/x",
+        "http://me:secret@/x",
+        "http://me:secret@127.0.0.1:1/x",
+        "ftp://me:secret@host/a",
+        " http://me:secret@host/a",
+        "file://me:secret@host/a",
+    ],
+)
+def test_password_in_an_unusable_url_is_not_shown(url: str, work: Path) -> None:
+    result = run_command(work, "fetch", url)
+    assert result.returncode == 1 and "error: " in result.stderr
+    assert "secret" not in result.stdout + result.stderr
+
+
+def test_missing_requests_is_reported(work: Path, tmp_path: Path) -> None:
+    env = run_at_start(tmp_path / "without", "import sys; sys.modules['requests'] = None")
+    result = run_command(work, "fetch", "http://127.0.0.1:1/a", **env)
+    assert result.returncode == 1
+    assert re.search(r"^error: HTTP needs the package requests: .*\. Run: pip install requests$", result.stderr, re.M)
+
+
+def test_old_digests_work_under_a_fips_policy(work: Path, archive: bytes) -> None:
+    policy = work / "openssl.cnf"
+    policy.write_text("openssl_conf = a\n[a]\nalg_section = b\n[b]\ndefault_properties = fips=yes\n")
+    env = {"OPENSSL_CONF": str(policy)}
+    blocked = [sys.executable, "-c", "import hashlib; hashlib.md5()"]
+    if subprocess.run(blocked, env={**ENV, **env}, stderr=subprocess.DEVNULL).returncode == 0:
+        pytest.skip("the OpenSSL of this Python ignores the policy")
+    (work / "a.tar.gz").write_bytes(archive)
+    result = run_command(work, "fetch", "a.tar.gz", "--checksum", hashlib.md5(archive).hexdigest(), **env)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("donn\\xe9es\n")
+    result = run_command(work, "show", "data", **env)
+    assert len(re.findall("  no\n", result.stdout)) == len(NAMES), result.stderr
 
 
-def test_what_it_says_is_plain_text(tmp_path: Path, archive: bytes) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    result = run_command(tmp_path, "fetch", "a.tar.gz")
-    assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stdout + result.stderr
+@pytest.mark.parametrize("is_installed", [True, False], ids=["isal", "no isal"])
+def test_isal_is_optional(
+    is_installed: bool, work: Path, tmp_path: Path, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    pytest.importorskip("isal")
+    (work / "a.tar.gz").write_bytes(archive)
+    show = "import atexit, sys; atexit.register(lambda: print(sys.modules['imagenet_aux.archive'].zlib.__name__))\n"
+    hide = "" if is_installed else "sys.modules['isal'] = None"
+    result = run_command(work, "fetch", "a.tar.gz", **run_at_start(tmp_path / "start", show + hide))
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == ("isal.isal_zlib" if is_installed else "zlib")
+    assert read_data(work) == sample_files
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
-def test_a_terminal_gets_a_bar(tmp_path: Path, server: Server, archive: bytes) -> None:
+# Unexpected errors
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no resource limits")
+@pytest.mark.parametrize("kind", ["threads", "memory"])
+def test_exhausted_resources_are_reported_in_one_sentence(
+    kind: str, work: Path, tmp_path: Path, server: Server, archive: bytes
+) -> None:
+    """Limit the address space at the start of the download, so that no thread, or no chunk, can be allocated."""
+    limit = f"""if True:
+        import pathlib, resource
+        from imagenet_aux import archive, download
+        def limit_memory(*_):
+            size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+        if {kind == "threads"}:
+            limit_memory()
+        else:
+            def members(chunks, wanted):
+                limit_memory()
+                bytes(1 << 28)
+            archive.members = members
+    """
+    if sys.platform != "linux":
+        pytest.skip("there is no /proc/self/statm")
+    url = server.serve("a.tar.gz", archive)
+    env = {**run_at_start(tmp_path / "limit", limit), **NO_COVERAGE}
+    expected = "unexpected RuntimeError: can't start new thread" if kind == "threads" else "unexpected MemoryError"
+    expected += ". Set IMAGENET_AUX_DEBUG=1 for a traceback"
+    result = run_command(work, "fetch", url, **env)
+    assert result.returncode == 1
+    assert result.stderr == f"trying {url}\nerror: {expected}\n"
+    result = run_command(work, "fetch", url, "--result=result.json", **env)
+    assert (result.returncode, result.stderr) == (0, f"trying {url}\n")
+    assert read_result(work / "result.json")["error"] == expected
+    assert os.listdir(work) == ["result.json"]
+
+
+def test_debug_variable_adds_a_traceback(work: Path, source: Path, tmp_path: Path) -> None:
+    fail = (
+        "from imagenet_aux import cli\n"
+        "def fetch(*_, **__): raise ValueError('//me:secret@host \\x1b')\n"
+        "cli.fetch = fetch"
+    )
+    env = run_at_start(tmp_path / "fail", fail)
+    result = run_command(work, "fetch", source, **env)
+    expected = "error: unexpected ValueError: //host \\x1b. Set IMAGENET_AUX_DEBUG=1 for a traceback\n"
+    assert (result.returncode, result.stderr) == (1, expected)
+    call = [sys.executable, "-m", "imagenet_aux", "fetch", str(source)]
+    debug = subprocess.run(
+        call, cwd=work, env={**ENV, **env, "IMAGENET_AUX_DEBUG": "1"}, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    assert debug.stderr.startswith("Traceback (most recent call last):\n") and debug.stderr.endswith(expected)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows removes no current folder")
+def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = (
+        f"cd gone && rmdir ../gone && '{sys.executable}' '{ROOT}/imagenet_aux/__main__.py' fetch '{source}' "
+        f"--result '{tmp_path}/result.json'"
+    )
+    result = subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, encoding="utf-8")
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert read_result(tmp_path / "result.json")["error"].startswith("unexpected FileNotFoundError: ")
+
+
+# Output
+
+
+def test_output_to_a_pipe_is_plain_text(work: Path, tmp_path: Path, server: Server, archive: bytes) -> None:
+    """Progress lines have no control characters, unlike the bar of a terminal."""
+    often = "from imagenet_aux import progress; progress._LINE_SECONDS = 0.01"
+    url = server.serve("a.tar.gz", archive, slow_reply(archive, 0.5))
+    result = run_command(work, "fetch", url, **run_at_start(tmp_path / "often", often))
+    assert re.search(r"^0\.\d of 0\.\d MB  \d+\.\d MB/s  0:0\d left$", result.stderr, re.MULTILINE)
+    assert all(character.isprintable() or character == "\n" for character in result.stdout + result.stderr)
+
+
+@pytest.mark.skipif(WINDOWS, reason="there is no pseudo-terminal")
+def test_terminal_shows_a_bar(work: Path, server: Server, archive: bytes) -> None:
     import pty
 
     screen, terminal = pty.openpty()
     url = server.serve("a.tar.gz", archive, Reply(pause=0.3))
     call = [sys.executable, "-m", "imagenet_aux", "fetch", url]
-    fetch = subprocess.Popen(call, cwd=tmp_path, env=ENV, stdout=terminal, stderr=terminal)
+    process = subprocess.Popen(call, cwd=work, env=ENV, stdout=terminal, stderr=terminal)
     os.close(terminal)
     shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
-        for piece in iter(lambda: os.read(screen, 4096), b""):
-            shown += piece
+    with contextlib.suppress(OSError):  # Linux raises it when the other side is closed
+        for chunk in iter(lambda: os.read(screen, 4096), b""):
+            shown += chunk
     os.close(screen)
-    assert fetch.wait() == 0
+    assert process.wait() == 0
     assert re.search(rb"\r\[#+\.+\]  \d+\.\d of \d+\.\d MB", shown)
+    assert re.search(rb"\r +\r(file|warning)", shown)
 
 
-@pytest.mark.parametrize("source", ["az://account/a", "ftp://host/a.tar.gz", "s3://bucket/a"])
-def test_a_source_of_an_unknown_kind_is_refused_in_one_sentence(source: str, tmp_path: Path) -> None:
-    result = run_command(tmp_path, "fetch", source)
-    assert result.returncode == 1
-    kinds = "a source is an http, https or file URL, or the path of an archive or a folder"
-    assert result.stderr == f"error: {source}: {kinds}\n"
-
-
-def test_a_file_of_another_machine_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    result = run_command(tmp_path, "fetch", "file://elsewhere/a")
-    assert result.returncode == 1
-    assert result.stderr == "error: file://elsewhere/a: a file URL names a file of this machine, as file:///path does\n"
-
-
-@pytest.mark.parametrize("begin", ["file:///", "file://localhost/", "file:/", "FILE:///"])
-def test_a_file_of_this_machine_is_named_by_its_url(begin: str, tmp_path: Path, archive: bytes) -> None:
-    path = tmp_path / "a b.tar.gz"
-    path.write_bytes(archive)
-    result = run_command(tmp_path, "fetch", path.as_uri().replace("file:///", begin))
-    assert result.returncode == 0 and result.stderr.startswith(f"asking {path}\n")
-    assert read_data(tmp_path) == sample_archive.make_files(0.01)
-
-
-def test_what_is_no_plain_file_in_a_folder_is_named(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    path = write_all(tmp_path / "mine", sample_files) / "val.txt"
-    path.unlink()
-    path.mkdir()
-    result = run_command(tmp_path, "fetch", path.parent)
-    assert result.returncode == 1 and f"{path.parent}: val.txt: is a folder or a device, not" in result.stderr
-    assert read_data(tmp_path) == {}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc/self/mem")
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.tar.gz").symlink_to("/proc/self/mem")  # a plain file that even root cannot read from the start
-    result = run_command(tmp_path, "fetch", "a.tar.gz")
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"error: {tmp_path / 'a.tar.gz'}: cannot be read: Input/output error"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few users make links")
-def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    path = write_all(tmp_path / "mine", sample_files) / "val.txt"
-    path.unlink()
-    path.symlink_to("nowhere")
-    result = run_command(tmp_path, "fetch", path.parent)
-    assert result.returncode == 1 and f"{path.parent}: val.txt: there is no such file" in result.stderr
-    assert read_data(tmp_path) == {}
-
-
-@pytest.mark.skipif(sys.platform != "win32", reason="only Windows takes the last backslash for a quote")
-def test_accepts_a_quoted_folder_with_a_trailing_backslash(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    folder = write_all(tmp_path / "mine", sample_files)
-    words = subprocess.list2cmdline([sys.executable, "-m", "imagenet_aux", "fetch"]) + f' "{folder}\\"'
-    assert subprocess.run(words, cwd=tmp_path, env=ENV).returncode == 0
-    assert read_data(tmp_path) == sample_files
-
-
-def test_a_folder_of_files_that_are_too_large_together_is_refused(tmp_path: Path) -> None:
-    folder = write_all(tmp_path / "mine", {"train.txt": b"", "val.txt": b""})
-    for path in folder.iterdir():
-        os.truncate(path, 101 << 20)  # a hole, which takes no room
-    result = run_command(tmp_path, "fetch", folder)
-    assert result.returncode == 1
-    assert result.stderr.endswith(f"error: {folder}: gives more than 200 MiB; that cannot be right\n")
-    assert os.listdir(tmp_path) == ["mine"]
-
-
-def test_a_folder_cannot_be_held_against_a_checksum(tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    result = run_command(tmp_path, "fetch", write_all(tmp_path / "mine", sample_files), "--checksum", "0" * 32)
-    assert result.returncode == 1 and "a checksum is of an archive" in result.stderr
-
-
-@pytest.mark.parametrize("checksum", [" ", "0" * 31, "md5:" + "0" * 32])
-def test_refuses_a_malformed_checksum(checksum: str, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
-    result = run_command(tmp_path, "fetch", write_all(tmp_path / "mine", sample_files), "--checksum", checksum)
-    assert result.returncode == 1 and f"(64 hex digits), not {checksum!r}" in result.stderr
-
-
-def test_old_digests_work_where_a_policy_bars_them(tmp_path: Path, archive: bytes, published_folder: Path) -> None:
-    policy = tmp_path / "openssl.cnf"
-    policy.write_text("openssl_conf = a\n[a]\nalg_section = b\n[b]\ndefault_properties = fips=yes\n")
-    barred = {"OPENSSL_CONF": str(policy)}
-    without_saying_so = [sys.executable, "-c", "import hashlib; hashlib.md5()"]
-    if subprocess.run(without_saying_so, env={**ENV, **barred}, stderr=subprocess.DEVNULL).returncode == 0:
-        pytest.skip("this Python takes no such policy from OpenSSL")
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    result = run_command(tmp_path, "fetch", "a.tar.gz", "--checksum", hashlib.md5(archive).hexdigest(), **barred)
+def test_unprintable_folder_name_is_escaped(work: Path, source: Path) -> None:
+    result = run_command(work, "fetch", source, "--into", "donn\xe9es", PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
-    result = run_command(tmp_path, "show", published_folder, **barred)
-    assert result.stdout.count("yes") == 6, result.stderr
-    result = run_command(tmp_path, "show", "data", **barred)
-    assert result.stdout.count("no\n") == 8, "two of them are held against a SHA-1"
+    assert result.stdout.endswith("donn\\xe9es\n")
 
 
-def test_single_files_cannot_be_held_against_a_checksum_of_an_archive(tmp_path: Path) -> None:
-    result = run_command(tmp_path, "fetch", mirrors.GITHUB, "--checksum", "0" * 32)
-    assert result.returncode == 1 and "a checksum is of an archive: leave it out" in result.stderr
+COMMANDS = {
+    "fetch": ["fetch", "SOURCE"],
+    "failing fetch": ["fetch", "nowhere"],
+    "show": ["show", "SOURCE"],
+    "failing show": ["show", "nowhere"],
+    "help": ["--help"],
+    "usage error": ["get"],
+}
+CODES = {"fetch": 0, "failing fetch": 1, "show": 1, "failing show": 1, "help": 0, "usage error": 2}
 
 
-@pytest.mark.parametrize("who", ["me:secret", "me:a@secret", "me:secret@b"])
-def test_a_password_is_sent_but_not_shown(who: str, tmp_path: Path, server: Server, archive: bytes) -> None:
-    url = server.serve("a.tar.gz", archive).replace("//", f"//{who}@")
-    result = run_command(tmp_path, "fetch", url, "--result=outcome.json")
-    assert result.returncode == 0 and server.requests_for("a.tar.gz")[0]["Authorization"].startswith("Basic ")
-    assert "secret" not in result.stdout + result.stderr + (tmp_path / "outcome.json").read_text()
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:99999/x", "/x", "127.0.0.1:1/x"])
-def test_a_password_is_not_shown_where_the_address_is_a_bad_one(address: str, tmp_path: Path) -> None:
-    result = run_command(tmp_path, "fetch", f"http://me:secret@{address}")
-    assert result.returncode == 1 and "secret" not in result.stderr
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_where_nobody_takes_the_table_the_files_are_in_their_place_all_the_same(
-    tmp_path: Path, sample_files: dict[str, bytes]
+@pytest.mark.skipif(WINDOWS, reason="bash closes it there in another way")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["", "unbuffered"])
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&-",
+        "2>&-",
+        "<&- >&- 2>&-",
+        pytest.param(">/dev/full", marks=needs_dev_full),
+        pytest.param("2>/dev/full", marks=needs_dev_full),
+        pytest.param(">/dev/full 2>&1", marks=needs_dev_full),
+    ],
+)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_unwritable_output_does_not_change_the_exit_code(
+    name: str,
+    redirection: str,
+    unbuffered: str,
+    work: Path,
+    bash: str,
+    source: Path,
+    sample_files: dict[str, bytes],
 ) -> None:
-    call = [sys.executable, "-m", "imagenet_aux", "fetch", str(write_all(tmp_path / "mine", sample_files))]
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(call, cwd=tmp_path, env=ENV, stdout=full, stderr=subprocess.PIPE)
-    assert result.returncode == 0 and b"Traceback" not in result.stderr and b"Exception" not in result.stderr
-    assert read_data(tmp_path) == sample_files
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="bash closes it there in another way")
-@pytest.mark.parametrize("stderr", ["2>&-", pytest.param("2>/dev/full", marks=pytest.mark.xfail)])
-@pytest.mark.parametrize("source", ["a.tar.gz", "nowhere"])
-def test_where_nobody_listens_it_goes_the_same_way(
-    source: str, stderr: str, tmp_path: Path, bash: str, archive: bytes, sample_files: dict[str, bytes]
-) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    command = f"'{sys.executable}' -m imagenet_aux fetch {source} --result o.json {stderr}"
-    subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, check=True)
-    assert ("error" in json.loads((tmp_path / "o.json").read_text())) == (source == "nowhere")
-    assert read_data(tmp_path) == (sample_files if source == "a.tar.gz" else {})
-
-
-def test_progress_that_nobody_takes_does_not_end_a_fetch(
-    tmp_path: Path, server: Server, bash: str, archive: bytes, sample_files: dict[str, bytes]
-) -> None:
-    url = server.serve("a.tar.gz", archive, Reply(pause=4.0 * 65536 / len(archive)))
-    command = f"'{sys.executable}' -m imagenet_aux fetch {url} 2>&1 >&- | head -n 1"
-    subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, check=True)
-    assert read_data(tmp_path) == sample_files
-
-
-def test_an_outcome_that_cannot_be_written_is_said_to_be_one(tmp_path: Path, archive: bytes) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    result = run_command(tmp_path, "fetch", "a.tar.gz", "--result=no/such.json")
-    assert result.returncode == 1 and "error: cannot write no/such.json: No such file" in result.stderr
-
-
-@pytest.mark.parametrize("source", ["ftp://me:secret@host/a", " http://me:secret@host/a", "file://me:secret@host/a"])
-def test_a_password_is_not_shown_where_the_source_is_of_an_unknown_kind(source: str, tmp_path: Path) -> None:
-    result = run_command(tmp_path, "fetch", source)
-    assert result.returncode == 1 and "secret" not in result.stderr
-
-
-def test_http_without_requests_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "requests.py").write_text("raise ImportError('as if it were not installed')\n")
-    result = run_command(
-        tmp_path, "fetch", "http://127.0.0.1:1/a", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])
+    arguments = " ".join(COMMANDS[name]).replace("SOURCE", f"'{source}'")
+    command = f"'{sys.executable}' -m imagenet_aux {arguments} {redirection}"
+    result = subprocess.run(
+        [bash, "-c", command],
+        cwd=work,
+        env={**ENV, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        encoding="utf-8",
     )
-    assert result.returncode == 1 and "pip install requests" in result.stderr
+    assert result.returncode == CODES[name]
+    assert not any(word in result.stderr for word in ERROR_WORDS)
+    assert read_data(work) == (sample_files if name == "fetch" else {})
 
 
-def test_isal_is_used_where_it_is_installed_and_not_needed_where_it_is_not(tmp_path: Path, archive: bytes) -> None:
-    pytest.importorskip("isal")
-    (tmp_path / "a.tar.gz").write_bytes(archive)
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "isal.py").write_text("raise ImportError('as if it were not installed')\n")
-    program = "from imagenet_aux import archive; print(archive.zlib.__name__)"
-    without = os.pathsep.join([str(tmp_path / "without"), str(ROOT)])
-    for path, name in ((str(ROOT), "isal.isal_zlib"), (without, "zlib")):
-        call = [sys.executable, "-c", program]
-        used = subprocess.run(call, env=clean_env(PYTHONPATH=path), stdout=subprocess.PIPE, check=True)
-        assert used.stdout.decode().strip() == name
-    assert run_command(tmp_path, "fetch", "a.tar.gz", PYTHONPATH=without).returncode == 0
-    assert read_data(tmp_path) == sample_archive.make_files(0.01)
+@pytest.mark.skipif(WINDOWS, reason="bash closes it there in another way")
+@pytest.mark.parametrize("stderr", ["2>&-", pytest.param("2>/dev/full", marks=needs_dev_full)])
+@pytest.mark.parametrize("name", ["a.tar.gz", "nowhere"])
+def test_unwritable_stderr_does_not_change_the_result(
+    name: str, stderr: str, work: Path, bash: str, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    (work / "a.tar.gz").write_bytes(archive)
+    command = f"'{sys.executable}' -m imagenet_aux fetch {name} --result result.json {stderr}"
+    subprocess.run([bash, "-c", command], cwd=work, env=ENV, stdout=subprocess.DEVNULL, check=True)
+    assert ("error" in read_result(work / "result.json")) == (name == "nowhere")
+    assert read_data(work) == (sample_files if name == "a.tar.gz" else {})
+
+
+@pytest.mark.skipif(WINDOWS, reason="bash connects pipes there in another way")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["", "unbuffered"])
+def test_closed_pipe_does_not_end_a_fetch(
+    unbuffered: str,
+    work: Path,
+    tmp_path: Path,
+    server: Server,
+    bash: str,
+    archive: bytes,
+    sample_files: dict[str, bytes],
+) -> None:
+    """`head` ends after the first line, while progress lines and the table are still to come."""
+    often = run_at_start(tmp_path / "often", "from imagenet_aux import progress; progress._LINE_SECONDS = 0.01")
+    url = server.serve("a.tar.gz", archive, slow_reply(archive, 1.0))
+    command = f"('{sys.executable}' -m imagenet_aux fetch {url} 2>&1; echo $? >code) | head -n 1"
+    env = {**ENV, **often, "PYTHONUNBUFFERED": unbuffered}
+    shown = subprocess.run([bash, "-c", command], cwd=work, env=env, capture_output=True, encoding="utf-8")
+    assert (shown.stdout, shown.stderr) == (f"trying {url}\n", "")
+    assert (work / "code").read_text() == "0\n"
+    assert read_data(work) == sample_files

@@ -50,8 +50,8 @@ class Result(NamedTuple):
 
 
 def fetch(
-    source: str = "",
-    into: str = "data",
+    source: str | os.PathLike[str] = "",
+    into: str | os.PathLike[str] = "data",
     checksum: str = "",
     replace: bool = False,
     *,
@@ -62,10 +62,10 @@ def fetch(
 
     Parameters
     ----------
-    source : str, optional
+    source : str or path, optional
         The only source: http, https or file URL, path of an archive, or path of a folder that holds the files. By
         default the built-in mirrors are tried in turn.
-    into : str, optional
+    into : str or path, optional
         The folder.
     checksum : str, optional
         MD5 or SHA-256 that the archive must have, in hex.
@@ -88,7 +88,7 @@ def fetch(
         If no source works, or if the files cannot be written.
     """
     folder = os.path.abspath(into)
-    candidates = sources.resolve(source, checksum, manifest)
+    candidates = sources.resolve(os.fspath(source), checksum, manifest)
     failures: list[str] = []
     for candidate in candidates:
         _log.info("trying %s", candidate.address)

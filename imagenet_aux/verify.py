@@ -77,13 +77,13 @@ def inspect_file(path: str, manifest: Manifest) -> File:
             inspector.update(chunk)
 
 
-def inspect_folder(folder: str, manifest: Manifest = MANIFEST) -> list[File]:
+def inspect_folder(folder: str | os.PathLike[str], manifest: Manifest = MANIFEST) -> list[File]:
     """Read each of the dataset's files in a folder and compare it with its published digest.
 
     Parameters
     ----------
-    folder : str
-        Path of the folder.
+    folder : str or path
+        The folder.
     manifest : Manifest, optional
         Names and digests.
 

@@ -1,0 +1,179 @@
+"""The Python API, for people without CM, and the installed command."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import sample_archive
+from cm_home import ROOT, WINDOWS, clean_env
+from command import read_files, write_files
+from server import Server
+
+import imagenet_aux
+from imagenet_aux.manifest import MANIFEST, Manifest, Mirror
+from imagenet_aux.verify import File
+
+NAMES = list(MANIFEST.files)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
+    """Return a folder with the sample files, and one that is published."""
+    return write_files(tmp_path / "source", {**sample_files, "test.txt": sample_archive.make_test_txt()})
+
+
+@pytest.fixture
+def manifest(server: Server, sample_files: dict[str, bytes], archive: bytes) -> Manifest:
+    """Return a manifest for which the sample files are the published ones, with a broken and a good mirror."""
+    files = {name: digest(data) for name, data in sample_files.items()}
+    return Manifest(files, (Mirror(server.url + "/broken"), Mirror(server.serve("a.tar.gz", archive))))
+
+
+def test_public_names() -> None:
+    assert set(imagenet_aux.__all__) == {"FetchError", "fetch", "inspect_folder"}
+    assert all(getattr(imagenet_aux, name).__doc__ for name in imagenet_aux.__all__)
+
+
+@pytest.mark.parametrize("as_text", [True, False], ids=["str", "Path"])
+def test_fetch_returns_the_paths_and_what_is_verified(as_text: bool, source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    result = imagenet_aux.fetch(str(source), str(folder)) if as_text else imagenet_aux.fetch(source, folder)
+    assert (result.source, result.folder, result.verified) == (str(source), str(folder), False)
+    assert result.paths == {name: str(folder / name) for name in NAMES}
+    assert [file.name for file in result.files if file.verified] == ["test.txt"]
+    assert result.files[NAMES.index("test.txt")] == File("test.txt", 3_200_000, 100_000, True)
+    assert read_files(folder) == read_files(source)
+
+
+def test_fetch_writes_into_data_by_default(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert imagenet_aux.fetch("source").folder == str(tmp_path / "data")
+    assert read_files(tmp_path / "data") == read_files(source)
+
+
+def test_result_stays_valid_in_another_working_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = imagenet_aux.fetch(source, "data")
+    monkeypatch.chdir("/")
+    assert all(os.path.isfile(path) for path in result.paths.values())
+
+
+def test_fetch_with_a_checksum(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(archive)
+    assert imagenet_aux.fetch(tmp_path / "a.tar.gz", tmp_path / "data", digest(archive)).verified
+    with pytest.raises(imagenet_aux.FetchError, match="SHA-256 mismatch: expected 00"):
+        imagenet_aux.fetch(tmp_path / "a.tar.gz", tmp_path / "other", "0" * 64)
+    assert not (tmp_path / "other").exists()
+
+
+def test_fetch_replaces_other_files_only_if_allowed(source: Path, tmp_path: Path) -> None:
+    data = write_files(tmp_path / "data", {"val.txt": b"mine"})
+    with pytest.raises(imagenet_aux.FetchError, match=r"val\.txt.* pass --replace"):
+        imagenet_aux.fetch(source, data)
+    assert read_files(data) == {"val.txt": b"mine"}
+    imagenet_aux.fetch(source, data, replace=True)
+    assert read_files(data) == read_files(source)
+
+
+def test_fetch_tries_the_mirrors_of_a_manifest(
+    manifest: Manifest, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    result = imagenet_aux.fetch(into=tmp_path / "data", manifest=manifest)
+    assert result.verified and result.source == manifest.mirrors[1].address
+    assert read_files(tmp_path / "data") == sample_files
+
+
+def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:
+    broken = manifest._replace(mirrors=manifest.mirrors[:1] * 2)
+    with pytest.raises(imagenet_aux.FetchError) as caught:
+        imagenet_aux.fetch(into=tmp_path / "data", manifest=broken)
+    first, *reasons = str(caught.value).splitlines()
+    assert first.startswith("none of the 2 mirrors could be reached. ")
+    assert reasons == [f"{broken.mirrors[0].address}: the server responded 404 Not Found"] * 2
+
+
+def test_exception_of_watch_ends_the_fetch(source: Path, tmp_path: Path) -> None:
+    def watch(stream: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        imagenet_aux.fetch(source, tmp_path / "data", watch=watch)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_fetch_prints_nothing(source: Path, tmp_path: Path) -> None:
+    """Without a configuration of logging, Python prints warnings, so these are expected."""
+    program = "import imagenet_aux, sys; imagenet_aux.fetch(sys.argv[1], sys.argv[2])"
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(tmp_path / "data")],
+        env=clean_env(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert result.stdout == "" and result.stderr.startswith("differs from the published file: ")
+
+
+def test_import_and_local_fetch_do_not_import_requests(source: Path, tmp_path: Path) -> None:
+    program = (
+        "import imagenet_aux, sys\n"
+        "imagenet_aux.fetch(sys.argv[1], sys.argv[2])\n"
+        "imagenet_aux.inspect_folder(sys.argv[2])\n"
+        "sys.exit('requests' in sys.modules or 'urllib3' in sys.modules or 'cmind' in sys.modules)"
+    )
+    call = [sys.executable, "-c", program, str(source), str(tmp_path / "data")]
+    subprocess.run(call, env=clean_env(PYTHONPATH=str(ROOT)), check=True, stderr=subprocess.DEVNULL)
+
+
+def test_inspect_folder(source: Path, manifest: Manifest, sample_files: dict[str, bytes]) -> None:
+    (source / "val.txt").unlink()
+    for folder in (source, str(source)):
+        files = imagenet_aux.inspect_folder(folder)
+        assert [file.name for file in files] == [name for name in NAMES if name != "val.txt"]
+        assert [file.name for file in files if file.verified] == ["test.txt"]
+    files = imagenet_aux.inspect_folder(source, manifest)
+    assert [file.name for file in files if not file.verified] == ["test.txt"]
+    assert files[0] == File(NAMES[0], len(sample_files[NAMES[0]]), sample_files[NAMES[0]].count(b"\n"), True)
+
+
+def run_pip(*arguments: object) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    result = subprocess.run([*pip, *map(str, arguments)], env=clean_env(), capture_output=True, encoding="utf-8")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the project with pip into a new environment and return the folder of its commands."""
+    folder = tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "imagenet_aux", folder / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE.md"):
+        shutil.copy(ROOT / name, folder)
+    run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheel", folder)
+    venv.create(folder / "venv", symlinks=not WINDOWS)
+    python = folder / "venv" / ("Scripts" if WINDOWS else "bin") / "python"
+    run_pip("--python", python, "install", "--no-deps", "--no-index", *(folder / "wheel").iterdir())
+    return python.parent
+
+
+@pytest.mark.parametrize("command", [["imagenet-aux"], ["python", "-m", "imagenet_aux"]], ids=["script", "module"])
+def test_installed_command(command: list[str], installed: Path, source: Path, tmp_path: Path) -> None:
+    """Neither requests nor cmind is installed."""
+    call = [str(installed / command[0]), *command[1:]]
+    version = subprocess.run([*call, "--version"], env=clean_env(), capture_output=True, encoding="utf-8", check=True)
+    assert version.stdout == f"{imagenet_aux.__version__}\n"
+    subprocess.run([*call, "fetch", str(source)], cwd=tmp_path, env=clean_env(), check=True)
+    assert read_files(tmp_path / "data") == read_files(source)

@@ -215,11 +215,11 @@ def test_examples_without_cm_work(home: CmHome, bash: str, archive_path: Path) -
     assert codes == [0, 0, 1]  # 1: the sample files are not the published ones
 
 
-def test_python_example_without_cm_works(home: CmHome, archive_path: Path) -> None:
+def test_python_example_without_cm_works(home: CmHome, archive_path: Path, sample_files: dict[str, bytes]) -> None:
     program = blocks("README-extra.md", "python")[0].replace("/shared", archive_path.parent.as_posix())
     printed = home.run_command(sys.executable, "-c", program, PYTHONPATH=str(ROOT), check=True).stdout
     assert printed.splitlines()[0] == f"{home.path / 'imagenet-aux' / 'val.txt'} False"
-    assert len(printed.splitlines()) == 9
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == list(sample_files)
 
 
 def test_demo_fetches_the_files_and_prints_the_keys(bash: str) -> None:

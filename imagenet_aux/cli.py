@@ -239,6 +239,10 @@ def _table(files: Iterable[File], heading: str) -> str:
 
 def _write_atomically(path: str, text: str) -> None:
     """Write a file so that readers find all of it or none."""
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        with open(path, "w", encoding="utf-8") as file:  # /dev/stdout or /dev/null must not be replaced
+            file.write(text)
+        return
     part = path + ".part"
     try:
         with open(part, "w", encoding="utf-8") as file:

@@ -180,7 +180,7 @@ class Staging:
 
     def _remove_abandoned(self, has_locks: bool) -> None:
         """Remove the staging folders of processes that were killed; called under the exclusive lock."""
-        pattern = re.compile(rf"{re.escape(self._prefix)}\.(.+)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+        pattern = re.compile(rf"{re.escape(self._prefix)}\.(.*)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
         for name in os.listdir(self._parent):
             match = pattern.fullmatch(name)
             path = os.path.join(self._parent, name)

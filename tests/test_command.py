@@ -181,6 +181,27 @@ def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None
     assert set(read_result(work / "result.json")) == {"requested", "folder", "error"}
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.parametrize("kind", ["device", "FIFO", "file"])
+def test_result_file_that_is_a_link_is_not_replaced(kind: str, work: Path) -> None:
+    """As /dev/stdout is one; a device is not replaced either."""
+    path = work / kind
+    if kind == "device":
+        path = Path("/dev/null")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_text("old")
+    (work / "link").symlink_to(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert run_command(work, "fetch", "nowhere", "--result=link").returncode == 0
+    report = os.read(reader, 999)
+    os.close(reader)
+    assert (work / "link").is_symlink() and path.is_char_device() == (kind == "device")
+    assert kind == "device" or set(json.loads(report)) == {"requested", "folder", "error"}
+    assert set(os.listdir(work)) <= {"link", kind}
+
+
 @pytest.mark.parametrize("path", ["no/such.json", "folder"])
 def test_result_file_that_cannot_be_written_is_reported(path: str, work: Path, archive: bytes) -> None:
     (work / "a.tar.gz").write_bytes(archive)

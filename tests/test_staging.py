@@ -671,6 +671,16 @@ def test_reader_of_an_old_file_is_not_disturbed(
     assert os.listdir(work) == ["data"]
 
 
+def test_files_are_present_at_any_time(
+    work: Path, source: Path, old_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_files(work / "data", old_files)
+    listings = []
+    call_before_moves(monkeypatch, lambda: listings.append(os.listdir(data)))
+    fetch_into(data, source, replace=True)
+    assert len(listings) == len(NAMES) and {len(listing) for listing in listings} == {len(NAMES)}
+
+
 @pytest.mark.skipif(not WINDOWS, reason="elsewhere an open file can be replaced")
 def test_file_that_stays_open_is_named(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
     path = write_files(work / "data", old_files) / "val.txt"

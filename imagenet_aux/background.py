@@ -45,9 +45,12 @@ class BackgroundIterator(Generic[T]):
                 self._on_wait()
                 continue
             self.waited += min(time.monotonic() - started, _POLL_SECONDS)
-            if isinstance(item, BaseException):
-                raise item
-            return item
+            try:
+                if isinstance(item, BaseException):
+                    raise item
+                return item
+            finally:
+                del item  # an error's traceback refers to this frame: break the cycle
 
     def close(self) -> None:
         """Stop the thread at its next item and wait for it."""

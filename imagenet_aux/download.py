@@ -17,6 +17,7 @@ import re
 import socket
 import time
 import urllib.parse
+from types import SimpleNamespace
 from typing import Any, Callable, Generator, Iterable, Iterator, NoReturn, TypeVar, cast
 
 import requests
@@ -283,11 +284,12 @@ class _Exchange:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Keep a duplicate of the open socket, through which another thread can shut the connection down."""
+    """Limit the size of all headers, and let another thread shut the connection down by a duplicate of its socket."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._is_stopped = False
+        self._header_bytes = 0
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -306,8 +308,18 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def _tracked(self, pool: Any) -> Any:
         adapter = self
 
+        class Response(http.client.HTTPResponse):
+            def begin(self) -> None:  # reads the headers
+                file: Any = self.fp
+                self.fp = SimpleNamespace(  # type: ignore[assignment]
+                    readline=lambda size: adapter._counted(file.readline(size)), flush=file.flush, close=file.close
+                )
+                super().begin()
+                self.fp = file
+
         class Connection(pool.ConnectionCls):  # type: ignore[misc]
             is_tracked = True
+            response_class = Response
 
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()
@@ -318,6 +330,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if not hasattr(pool.ConnectionCls, "is_tracked"):  # a redirect may lead to the same pool
             pool.ConnectionCls = Connection
         return pool
+
+    def _counted(self, line: bytes) -> bytes:
+        self._header_bytes += len(line)
+        if self._header_bytes > _MAX_HEADER_BYTES:
+            raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
+        return line
 
     def _replace_socket(self, sock: socket.socket) -> None:
         self._shut_down()  # that of the response that redirected
@@ -337,7 +355,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         session.max_redirects = _MAX_REDIRECTS
-        session.hooks["response"].append(_limit_headers())
+        session.hooks["response"].append(_skip_redirect_body)
         # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it is.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         # No read timeout: the caller has one that does not count the time in which the process is suspended.
@@ -352,22 +370,10 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
                 yield chunk
 
 
-def _limit_headers() -> Callable[..., None]:
-    """Return a response hook that limits the headers of a chain of redirects and skips the bodies of redirects."""
-    total = 0
-
-    def check(response: requests.Response, **_: object) -> None:
-        nonlocal total
-        total += sum(len(name) + len(value) for name, value in response.raw.headers.items())
-        if response.is_redirect:
-            response.close()  # requests would read the body to its end
-        if total > _MAX_HEADER_BYTES:
-            response.close()
-            raise SourceError(
-                f"response headers: expected at most {_MAX_HEADER_BYTES >> 10} KiB, got {total >> 10} KiB"
-            )
-
-    return check
+def _skip_redirect_body(response: requests.Response, **_: object) -> None:
+    """Close a redirect; requests would read its body to the end."""
+    if response.is_redirect:
+        response.close()
 
 
 def _host(url: str) -> str:

@@ -1,0 +1,695 @@
+"""Downloads in process: the requests, the retry policy, threads, time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import gzip
+import hashlib
+import itertools
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator
+
+import pytest
+import requests
+import sample_archive
+from cm_home import ROOT, clean_env
+from proxy import Proxy
+from server import Reply, Server
+
+from imagenet_aux import download, fetch
+from imagenet_aux.background import BackgroundIterator, WaitTimeout
+from imagenet_aux.download import Download
+from imagenet_aux.errors import ContentError, SourceError
+from imagenet_aux.manifest import Manifest, Mirror
+from imagenet_aux.transfer import Stream
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+STEP = 1 << 16  # bytes that count as progress
+THREAD = "imagenet_aux download"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    """Check that no download's thread outlives the test."""
+    yield
+    assert [thread.name for thread in threading.enumerate() if thread.name == THREAD] == []
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the pauses between attempts instead of making them."""
+    recorded: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        recorded[-1] += seconds
+
+    monkeypatch.setattr(download.time, "sleep", sleep)
+    monkeypatch.setattr(download._log, "warning", lambda text, *args: "Retrying" in text and recorded.append(0))
+    return recorded
+
+
+def read(url: str, min_rate: float = 0, watch: Callable[[Stream], None] = lambda stream: None) -> bytes:
+    """Download a URL, and check that no connection stays open."""
+    stream = Download(url, watch, min_rate)
+    try:
+        return stream.deliver(b"".join)
+    finally:
+        assert stream._exchange is None
+
+
+def error_of(url: str, min_rate: float = 0) -> str:
+    """Return the error in which a download ends."""
+    with pytest.raises(SourceError) as info:
+        read(url, min_rate)
+    return str(info.value)
+
+
+def sent(server: Server, header: str, name: str = "a") -> list[str | None]:
+    """Return a header of each request for a file."""
+    return [headers.get(header) for headers in server.requests_for(name)]
+
+
+# Requests
+
+
+def test_requests_the_bytes_as_they_are(server: Server) -> None:
+    assert read(server.serve("a", BODY)) == BODY
+    (headers,) = server.requests_for("a")
+    assert headers["Accept-Encoding"] == "identity"
+    assert headers["User-Agent"].startswith("get-dataset-imagenet-aux (python-requests/")
+    assert "Range" not in headers and "If-Range" not in headers
+    assert [method for method, _, _ in server.requests] == ["GET"]
+
+
+DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("etag", "date", "expected"),
+    [
+        ('"1"', "", '"1"'),
+        ('"1"', DATE, '"1"'),
+        ('W/"1"', "", None),
+        ('W/"1"', DATE, DATE),
+        ("", DATE, DATE),
+        ("", "", None),
+    ],
+    ids=["strong ETag", "strong ETag and date", "weak ETag", "weak ETag and date", "date", "nothing"],
+)
+def test_sends_a_validator_with_a_range_request(
+    etag: str, date: str, expected: str | None, server: Server, pauses: list[float]
+) -> None:
+    headers: Any = {"Last-Modified": date} if date else {}
+    url = server.serve("a", BODY, Reply(stop_at=STEP, etag=etag, headers=headers), Reply(etag=etag, headers=headers))
+    assert read(url) == BODY
+    assert sent(server, "Range") == [None, f"bytes={STEP}-"]
+    assert sent(server, "If-Range") == [None, expected]
+
+
+def test_returns_cookies_to_the_server_that_set_them(server: Server) -> None:
+    to_a = Reply(302, {"Location": "/a", "Set-Cookie": "key=1; Path=/"}, b"")
+    server.serve("a", BODY)
+    assert read(server.serve("start", b"", to_a)) == BODY
+    assert sent(server, "Cookie") == ["key=1"]
+
+
+def test_keeps_the_size_when_content_range_has_no_total(server: Server, pauses: list[float]) -> None:
+    rest = Reply(206, {"Content-Range": f"bytes {STEP}-{len(BODY) - 1}/*"}, BODY[STEP:], stop_at=STEP, etag="")
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), rest, Reply(etag=""))) == BODY
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={2 * STEP}-"]
+
+
+# The retry policy
+
+
+def test_pauses_grow_until_it_gives_up(server: Server, pauses: list[float]) -> None:
+    assert "gave up after 5 attempts" in error_of(server.serve("a", BODY, Reply(503, body=b"")))
+    assert pauses == [0.5, 1, 2, 4]
+
+
+@pytest.mark.parametrize("step", [STEP, STEP * 3 // 4, STEP // 4])
+def test_progress_resets_the_attempts(step: int, server: Server, pauses: list[float]) -> None:
+    """The attempts count from zero after 64 KiB: in one response, or in four together."""
+    url = server.serve("a", BODY[: 12 * step], Reply(stop_at=step))
+    assert read(url) == BODY[: 12 * step]
+    assert len(server.requests_for("a")) == 12
+    assert max(pauses) == 0.25 * 2 ** (-(-STEP // step))
+
+
+def test_five_attempts_without_progress_are_the_last(server: Server, pauses: list[float]) -> None:
+    url = server.serve("a", BODY, Reply(stop_at=STEP // 8))
+    assert "gave up after 5 attempts" in error_of(url)
+    assert sent(server, "Range") == [None, *(f"bytes={n * STEP // 8}-" for n in range(1, 5))]
+
+
+def busy(seconds: float) -> Reply:
+    """Make a reply that requests a pause."""
+    return Reply(503, {"Retry-After": str(seconds)}, b"")
+
+
+def test_pauses_add_up_to_20_seconds_at_most(server: Server, pauses: list[float]) -> None:
+    error = error_of(server.serve("a", BODY, busy(12), busy(7), busy(2), Reply()))
+    assert "It requests a pause of 2 s (gave up after 3 attempts, 19 s idle)" in error
+    assert pauses == [12, 7]
+
+
+def test_bytes_end_the_idle_time(server: Server, pauses: list[float]) -> None:
+    replies = [busy(19), Reply(stop_at=1), busy(18), Reply(stop_at=1), busy(18), Reply()]
+    assert read(server.serve("a", BODY, *replies[:4], Reply())) == BODY
+    assert pauses == [19, 1, 18, 4]
+
+
+def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "MAX_IDLE_SECONDS", 2.0)
+    url = server.serve("a", BODY, Reply(stop_at=STEP, then="stall"), Reply(raw=b"", then="stall"))
+    assert re.search(r"gave up after [23] attempts, [1-3] s idle", error_of(url))
+
+
+def test_retries_a_timeout_after_the_first_response(
+    server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    url = server.serve("a", BODY, Reply(stop_at=STEP), Reply(raw=b"", then="stall"), Reply())
+    assert read(url) == BODY
+    assert len(server.requests_for("a")) == 3
+
+
+def test_does_not_retry_a_timeout_of_the_first_response(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    assert "nothing received in 1 s" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall"), Reply()))
+    assert len(server.requests_for("a")) == 1
+
+
+def test_retries_a_failed_tls_handshake_after_the_first_response(server: Server, pauses: list[float]) -> None:
+    to_tls = Reply(302, {"Location": f"https://127.0.0.1:{server.port}/a"}, b"")
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP), to_tls, Reply())) == BODY
+    assert len(server.requests_for("a")) == 3
+
+
+def test_retries_a_refusing_proxy_after_the_first_response(
+    server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(server.port, server.port, down=["down.invalid"]) as proxy:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        server.serve("a", BODY, Reply(stop_at=STEP), Reply(302, {"Location": "https://down.invalid/"}, b""), Reply())
+        assert read("http://up.invalid/a") == BODY
+    assert proxy.hosts == ["up.invalid", "up.invalid", "down.invalid", "up.invalid"]
+
+
+@pytest.mark.parametrize("is_incomplete", [True, False])
+@pytest.mark.parametrize("has_length", [True, False])
+def test_restarts_after_an_error_that_missing_bytes_can_cause(
+    is_incomplete: bool, has_length: bool, server: Server, pauses: list[float]
+) -> None:
+    class Incomplete(ContentError):
+        may_be_incomplete = is_incomplete
+
+    received = []
+
+    def consume(chunks: Iterable[bytes]) -> None:
+        received.append(b"".join(chunks))
+        raise Incomplete("not complete")
+
+    url = server.serve("a", BODY, Reply(length=has_length))
+    with pytest.raises(ContentError if has_length or not is_incomplete else SourceError, match="not complete"):
+        Download(url, lambda stream: None, 0).deliver(consume)
+    assert received == [BODY] * (5 if is_incomplete and not has_length else 1)
+    assert sent(server, "Range") == [None] * len(received)
+    assert not any(pauses)
+
+
+def test_restarts_once_after_an_error_in_resumed_bytes(server: Server, pauses: list[float]) -> None:
+    received = []
+
+    def consume(chunks: Iterable[bytes]) -> None:
+        received.append(b"".join(chunks))
+        raise ContentError("wrong")
+
+    url = server.serve("a", BODY, Reply(stop_at=STEP), Reply())
+    with pytest.raises(ContentError, match=r"^wrong$"):
+        Download(url, lambda stream: None, 0).deliver(consume)
+    assert received == [BODY, BODY]
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
+
+
+@pytest.mark.parametrize(
+    "marks", [{"etag": '"1"'}, {"etag": 'W/"1"'}, {"etag": "", "headers": {"Last-Modified": "1"}}], ids=str
+)
+def test_never_joins_two_versions(marks: Any, server: Server, pauses: list[float]) -> None:
+    """The server ignores If-Range, and both versions have the same length."""
+    new = {"etag": '"2"'} if marks["etag"] else {"etag": "", "headers": {"Last-Modified": "2"}}
+    url = server.serve("a", BODY, Reply(stop_at=STEP, **marks), Reply(body=BODY[::-1], if_range=False, **new))
+    assert read(url) == BODY[::-1]
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
+
+
+def test_restarts_when_the_checksum_differs_after_a_resume(
+    server: Server, tmp_path: Path, pauses: list[float], sample_files: dict[str, bytes]
+) -> None:
+    """Both versions are intact archives of the same length, and nothing in the responses tells them apart."""
+    tar = sample_archive.pack_tar(sample_archive.tar_entries(sample_files))
+    begin = gzip.compress(b"")
+    good, other = (begin + gzip.compress(tar, mtime=second) for second in (1, 2))
+    assert len(good) == len(other)
+    replies = [Reply(body=good, etag="", stop_at=len(begin)), Reply(body=other, etag=""), Reply(body=good)]
+    url = server.serve("a", b"", *replies)
+    result = fetch(url, str(tmp_path / "data"), hashlib.sha256(good).hexdigest())
+    assert result.verified
+    assert sent(server, "Range") == [None, f"bytes={len(begin)}-", None]
+
+
+def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    assert read(server.serve("a", BODY, Reply(chunk_size=10, pause=0.1), Reply())) == BODY
+    _, resumed = sent(server, "Range")
+    assert 0 < int(str(resumed)[len("bytes=") : -1]) < 4096
+
+
+def test_a_slow_body_is_no_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4096 bytes arrive within each time limit, which the whole body exceeds."""
+    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
+    assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
+    assert len(server.requests_for("a")) == 1
+
+
+# Slow sources
+
+
+@pytest.fixture
+def short_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the rate over one second."""
+    monkeypatch.setattr(download, "RATE_SECONDS", 1.0)
+
+
+def slow(body: bytes) -> Reply:
+    """Make a reply that sends 16 kB/s."""
+    return Reply(chunk_size=8000, pause=0.5)
+
+
+@pytest.mark.usefixtures("short_rates")
+def test_gives_up_below_the_lowest_rate(server: Server) -> None:
+    url = server.serve("a", BODY, slow(BODY))
+    assert re.fullmatch(r"too slow: expected 100,000 bytes/s, got [12]\d,\d{3}", error_of(url, min_rate=100_000))
+    assert len(server.requests_for("a")) == 1
+
+
+@pytest.mark.usefixtures("short_rates")
+@pytest.mark.parametrize("min_rate", [0, 8_000])
+def test_continues_above_the_lowest_rate(min_rate: int, server: Server) -> None:
+    url = server.serve("a", BODY[:50_000], slow(BODY))
+    assert read(url, min_rate) == BODY[:50_000]
+
+
+@pytest.mark.usefixtures("short_rates")
+def test_a_rate_that_drops_is_measured_anew(server: Server) -> None:
+    fast_then_slow = Reply(stop_at=len(BODY) // 2)
+    url = server.serve("a", BODY, fast_then_slow, slow(BODY))
+    assert "too slow" in error_of(url, min_rate=100_000)
+
+
+@pytest.mark.usefixtures("short_rates")
+def test_takes_the_next_mirror_when_one_is_slow(
+    server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = [server.serve(name, archive, Reply(chunk_size=1000, pause=0.25)) for name in ("a", "b")]
+    urls.append(server.serve("c", archive))
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
+    manifest = Manifest(digests, tuple(Mirror(url) for url in urls))
+    result = fetch(into=str(tmp_path / "data"), manifest=manifest)
+    assert result.source == urls[2]
+    slow_ones = [record.getMessage() for record in caplog.records if "too slow" in record.getMessage()]
+    assert [message.partition(": ")[0] for message in slow_ones] == urls[:2]
+
+
+@pytest.mark.usefixtures("short_rates")
+def test_the_last_mirror_may_be_slow(
+    server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes
+) -> None:
+    urls = [server.serve("a", b"", Reply(404)), server.serve("b", archive, Reply(chunk_size=4000, pause=0.05))]
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imagenet_aux.fetcher.MIN_RATE", 10_000_000)
+        result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, tuple(Mirror(url) for url in urls)))
+    assert result.source == urls[1]
+
+
+# Threads
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(raw=b"", then="stall"),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nX: " + bytes(999), chunk_size=1, pause=0.05),
+        Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", endless=True),
+        Reply(raw=CHUNKED + b"X: y\r\n" * 9999, chunk_size=6, pause=0.001),
+        Reply(raw=CHUNKED + b"X: y\r\n" * 999_999, chunk_size=65536),
+        Reply(raw=b"HTTP/1.1 302 Found\r\nLocation: /a\r\n\r\n" + bytes(999), pause=0.05, chunk_size=1, then="stall"),
+        Reply(stop_at=1, then="stall"),
+        Reply(stop_at=1, then="stall", chunked=True),
+        Reply(chunk_size=1, pause=0.05),
+    ],
+    ids=[
+        "no response",
+        "dripping header",
+        "endless 100 Continue",
+        "dripping trailers",
+        "endless trailers",
+        "dripping redirect",
+        "stall",
+        "stall, chunked",
+        "dripping body",
+    ],
+)
+def test_no_thread_outlives_a_download(
+    reply: Reply, server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 2)
+    began = time.monotonic()
+    with contextlib.suppress(SourceError):
+        read(server.serve("a", BODY, reply))
+    assert time.monotonic() - began < 30  # 5 s more for each thread that would have to be waited for
+
+
+@contextlib.contextmanager
+def dripping_server(first: bytes) -> Iterator[tuple[str, int]]:
+    """Run a TCP server that sends these bytes at once, and then a zero byte every 50 ms; yield its address."""
+    done = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(first)
+                while not done.wait(0.05):
+                    self.request.sendall(b"\0")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        done.set()
+        server.shutdown()
+
+
+def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    began = time.monotonic()
+    with dripping_server(b"\x16\x03\x03\x40\x00") as address:
+        assert "nothing received in 1 s" in error_of(f"https://{address}/a")
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n\r\n\x16\x03\x03\x40\x00"])
+def test_limits_the_time_of_a_proxy(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    with dripping_server(first) as address:
+        monkeypatch.setenv("https_proxy", f"http://{address}")
+        assert re.search("no response|no trusted connection|proxy", error_of("https://aux.invalid/a"))
+
+
+def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The download is stopped while the thread resolves the host's name."""
+    resolved = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def resolve_late(*args: Any, **kwargs: Any) -> Any:
+        resolved.wait(30)
+        return resolve(*args, **kwargs)
+
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr("imagenet_aux.background._JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    assert "nothing received" in error_of(server.serve("a", BODY, Reply(then="stall")))
+    resolved.set()
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(10)
+
+
+# Suspension
+
+
+FAST = """
+import sys
+from imagenet_aux import cli, download
+download.STALL_SECONDS = 1.0
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
+@pytest.mark.parametrize("phase", ["before the headers", "before the headers, late", "in the body"])
+def test_continues_after_a_suspension(phase: str, server: Server, tmp_path: Path, archive: bytes) -> None:
+    """The process is suspended for longer than the time limit."""
+    go = threading.Event()
+
+    def wait() -> str:
+        go.wait(30)
+        return "1"
+
+    reply = Reply(chunk_size=8192, pause=0.1) if phase == "in the body" else Reply(headers={"X": wait})
+    url = server.serve("a", archive, reply)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAST, "fetch", url],
+        cwd=tmp_path,
+        env=clean_env(PYTHONPATH=str(ROOT)),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        while not server.requests:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGSTOP)
+        if phase != "before the headers, late":
+            go.set()
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        go.set()
+        _, stderr = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    assert len(server.requests) == 1, stderr
+
+
+# Memory and messages
+
+
+PEAK = """
+import resource, subprocess, sys
+result = subprocess.run([sys.executable, "-m", "imagenet_aux", *sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(result.returncode)
+"""
+
+
+def head(status: str, field: str, count: int, size: int = 65_000) -> bytes:
+    """Return the head of a response, which may redirect, with so many headers of this size."""
+    fields = [field.replace("N", str(n)) + "x" * size for n in range(count)]
+    return "\r\n".join([f"HTTP/1.1 {status}", "Location: /a", *fields, "\r\n"]).encode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss differs elsewhere")
+@pytest.mark.parametrize("field", ["X-N: ", "Set-Cookie: cN="])
+@pytest.mark.parametrize(
+    ("status", "count", "size"),
+    [("302 Found", 90, 65_000), ("302 Found", 3, 20_000), ("302 Found", 90, 100), ("200 OK", 90, 65_000)],
+    ids=["large", "few", "short", "no redirect"],
+)
+def test_headers_need_less_than_100_mb(
+    field: str, status: str, count: int, size: int, server: Server, tmp_path: Path
+) -> None:
+    url = server.serve("a", b"", Reply(raw=head(status, field, count, size)))
+    process = subprocess.run(
+        [sys.executable, "-c", PEAK, "fetch", url],
+        cwd=tmp_path,
+        env=clean_env(PYTHONPATH=str(ROOT), COVERAGE_PROCESS_START=""),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=100,
+    )
+    assert process.returncode == 1, process.stderr
+    *lines, peak = process.stderr.splitlines()
+    assert int(peak) < 100_000
+    assert re.search("Exceeded 20 redirects" if size == 100 else "larger than 256 KiB", lines[-1])
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [Reply()],
+        [Reply(stop_at=STEP), Reply()],
+        [Reply(503, body=b"")],
+        [Reply(404, body=b"")],
+        [Reply(raw=head("200 OK", "X-N: ", 9))],
+        [Reply(raw=b"")],
+    ],
+    ids=["success", "cut", "503", "404", "large headers", "closed"],
+)
+def test_frees_responses_without_the_garbage_collector(
+    replies: list[Reply], server: Server, pauses: list[float]
+) -> None:
+    """The command disables the collector, and a server can cause thousands of attempts."""
+    url = server.serve("a", BODY, *replies)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(SourceError):
+            read(url)
+        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, BackgroundIterator))]
+    finally:
+        gc.enable()
+    assert left == []
+
+
+LONG = "x" * 60_000
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [Reply(raw=f"HTTP/1.1 404 {LONG}\r\n\r\n".encode())],
+        [Reply(raw=f"HTTP/1.1 503 {LONG}\r\n\r\n".encode())],
+        [Reply(302, {"Location": f"ftp://{LONG}"}, b"")],
+        [Reply(302, {"Location": f"http://{LONG}/"}, b"")],
+        [Reply(302, {"Location": f"http://127.0.0.1:1/{LONG}"}, b"")],
+        [Reply(stop_at=STEP, etag=f'"{LONG}"'), Reply(etag=f'"{LONG}2"', if_range=False), Reply(404, body=b"")],
+        [Reply(stop_at=STEP), Reply(206, {"Content-Range": LONG}, b""), Reply(404, body=b"")],
+        [Reply(503, {"Retry-After": "9" * 60_000}, b"")],
+        [Reply(raw=LONG.encode() + b"\r\n\r\n")],
+        [Reply(chunked=True, raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + LONG.encode())],
+    ],
+    ids=["404", "503", "scheme", "host", "path", "ETag", "Content-Range", "Retry-After", "status line", "chunk size"],
+)
+def test_messages_stay_short(
+    replies: list[Reply], server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    error = error_of(server.serve("a", BODY, *replies))
+    messages = [error, *(record.getMessage() for record in caplog.records if record.name.startswith("imagenet_aux"))]
+    assert max(map(len, messages)) < 700
+
+
+def test_limits_the_headers_of_a_redirect_chain_together(server: Server) -> None:
+    """Each response is below the limit of 256 KiB, which the fifth exceeds."""
+    error = error_of(server.serve("a", b"", Reply(raw=head("302 Found", "X-N: ", 1, 60_000))))
+    assert "response headers larger than 256 KiB" in error
+    assert len(server.requests_for("a")) == 5
+
+
+def test_accepts_200_kib_of_headers(server: Server) -> None:
+    large = Reply(headers={f"X-{n}": "x" * 50_000 for n in range(4)})
+    assert read(server.serve("a", BODY, large)) == BODY
+
+
+def test_calls_watch_while_it_waits(server: Server) -> None:
+    waited = []
+    read(
+        server.serve("a", BODY, Reply(headers={"X": lambda: str(time.sleep(2))})),
+        watch=lambda stream: waited.append((stream.received, stream.waited)),
+    )
+    before = [seconds for received, seconds in waited if not received]
+    assert before == [0.5 * n for n in range(1, len(before) + 1)] and len(before) >= 2
+    assert waited[-1][0] == len(BODY)
+
+
+# Iteration in the background
+
+
+def test_background_items_arrive_in_order() -> None:
+    items = BackgroundIterator(iter_items(range(100)), lambda: None)
+    assert [items.next(5) for _ in range(101)] == [*range(100), None]
+    items.close()
+
+
+def iter_items(items: Iterable[Any], closed: list[bool] | None = None) -> Any:
+    try:
+        yield from items
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+def test_background_errors_reach_the_caller() -> None:
+    def fail() -> Any:
+        yield 1
+        raise KeyError("x")
+
+    items = BackgroundIterator(fail(), lambda: None)
+    assert items.next(5) == 1
+    with pytest.raises(KeyError):
+        items.next(5)
+    items.close()
+
+
+def test_background_runs_a_few_items_ahead() -> None:
+    produced: list[int] = []
+
+    def count() -> Any:
+        for n in itertools.count():
+            produced.append(n)
+            yield n
+
+    items = BackgroundIterator(count(), lambda: None)
+    time.sleep(0.3)
+    assert 2 <= len(produced) <= 12
+    items.close()
+
+
+def test_background_closes_the_generator_in_its_thread() -> None:
+    closed: list[bool] = []
+    items = BackgroundIterator(iter_items(itertools.count(), closed), lambda: None)
+    assert items.next(5) == 0
+    items.close()
+    assert closed == [True]
+
+
+def test_background_wait_has_a_limit() -> None:
+    stop = threading.Event()
+    waits = []
+
+    def block() -> Any:
+        stop.wait(30)
+        yield 1
+
+    items = BackgroundIterator(block(), lambda: waits.append(items.waited))
+    with pytest.raises(WaitTimeout, match="nothing received in 2 s"):
+        items.next(2)
+    assert items.waited == 2 and waits == [0.5, 1, 1.5]
+    stop.set()
+    assert items.next(5) == 1
+    assert 2 <= items.waited < 4
+    items.close()
+
+
+def test_background_close_gives_up_on_a_blocked_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagenet_aux.background._JOIN_SECONDS", 0.2)
+    stop = threading.Event()
+
+    def block() -> Any:
+        stop.wait(30)
+        yield 1
+
+    items = BackgroundIterator(block(), lambda: None)
+    began = time.monotonic()
+    items.close()
+    assert time.monotonic() - began < 10
+    stop.set()
+    items._thread.join(10)

@@ -1,0 +1,253 @@
+"""What `Progress` writes, on terminals and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+import pytest
+from command import run_command
+from server import Reply, Server
+
+from imagenet_aux import progress
+from imagenet_aux.progress import Progress, describe
+from imagenet_aux.transfer import Stream
+
+
+class Terminal(io.StringIO):
+    """A text stream that claims to be a terminal, and counts its flushes."""
+
+    flushes = 0
+
+    def isatty(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        self.flushes += 1
+        super().flush()
+
+    def fileno(self) -> int:
+        return 9
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+@pytest.fixture
+def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the test set the columns of the terminal."""
+    made = [100]
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((made[0], 24)))
+    return made
+
+
+class Waiting(Stream):
+    """A stream whose waiting time is set."""
+
+    waited = 0.0
+
+
+def stream(received: int, size: int | None = None, waited: float = 0.0, label: str = "host") -> Stream:
+    made = Waiting(label)
+    made.received, made.size, made.waited = received, size, waited
+    return made
+
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("shown", "seconds", "expected"),
+    [
+        (stream(5 * MB, 20 * MB), 10, "5.0 of 20.0 MB  0.5 MB/s  0:30 left"),
+        (stream(1 * MB, 151 * MB), 2, "1.0 of 151.0 MB  0.5 MB/s  5:00 left"),
+        (stream(1 * MB, 100 * MB), 1, "1.0 of 100.0 MB  1.0 MB/s  1:39 left"),
+        (stream(1 * MB, 8 * MB), 1, "1.0 of 8.0 MB  1.0 MB/s  0:07 left"),
+        (stream(20 * MB, 20 * MB), 10, "20.0 of 20.0 MB  2.0 MB/s  0:00 left"),
+        (stream(21 * MB, 20 * MB), 10, "21.0 of 20.0 MB  2.1 MB/s  0:00 left"),
+        (stream(5 * MB), 10, "5.0 MB  0.5 MB/s"),
+        (stream(1000, 2000), 0, "0.0 of 0.0 MB  1.0 MB/s  0:00 left"),
+        (stream(0, 2000, 3.4), 10, "waiting for host (3 s)"),
+        (stream(0, None, 7.6), 10, "waiting for host (8 s)"),
+        (stream(0, None, 1, "a\x1b[2Jb\r"), 10, r"waiting for a\x1b[2Jb\r (1 s)"),
+    ],
+    ids=[
+        "rate and time",
+        "minutes",
+        "two digits",
+        "seconds",
+        "complete",
+        "file that grows",
+        "unknown size",
+        "zero seconds",
+        "nothing received",
+        "nothing received, unknown size",
+        "control codes",
+    ],
+)
+def test_describes_a_stream(shown: Stream, seconds: float, expected: str) -> None:
+    assert describe(shown, seconds) == expected
+
+
+def test_writes_lines_where_there_is_no_terminal(clock: Clock) -> None:
+    out = io.StringIO()
+    show = Progress(out)
+    shown = stream(0, 20 * MB)
+    for second in range(8):
+        shown.received = second * MB
+        clock.now = 1000 + second
+        show(shown)
+    show.clear()
+    show.write("done\n")
+    assert out.getvalue() == "3.0 of 20.0 MB  1.0 MB/s  0:17 left\n6.0 of 20.0 MB  1.0 MB/s  0:14 left\ndone\n"
+
+
+def test_measures_each_stream_anew(clock: Clock) -> None:
+    out = io.StringIO()
+    show = Progress(out)
+    show(stream(0))
+    clock.now += 3
+    other = stream(3 * MB)
+    show(other)
+    assert out.getvalue() == ""
+    clock.now += 3
+    show(other)
+    assert out.getvalue() == "3.0 MB  1.0 MB/s\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (100, "\r[##########..............................]  5.0 of 20.0 MB  0.5 MB/s  0:30 left".ljust(100)),
+        (80, "\r[##########..............................]  5.0 of 20.0 MB  0.5 MB/s  0:30 left".ljust(80)),
+        (60, "\r[#####...............]  5.0 of 20.0 MB  0.5 MB/s  0:30 left".ljust(60)),
+        (48, "\r[##......]  5.0 of 20.0 MB  0.5 MB/s  0:30 left".ljust(48)),
+        (47, "\r5.0 of 20.0 MB  0.5 MB/s  0:30 left".ljust(47)),
+        (20, "\r5.0 of 20.0 MB  0.5"),
+    ],
+)
+def test_bar_fits_the_terminal(width: int, expected: str, clock: Clock, columns: list[int]) -> None:
+    columns[0] = width
+    out = Terminal()
+    show = Progress(out)
+    shown = stream(5 * MB, 20 * MB)
+    show(shown)
+    clock.now += 10
+    show(shown)
+    assert out.getvalue() == expected
+    assert len(expected) <= width
+
+
+@pytest.mark.parametrize(
+    ("shown", "bar"),
+    [
+        (stream(0, 20 * MB), "[" + "." * 40 + "]  "),
+        (stream(5 * MB), ""),
+        (stream(1, 20 * MB), "[" + "." * 40 + "]  "),
+        (stream(20 * MB, 20 * MB), "[" + "#" * 40 + "]  "),
+        (stream(25 * MB, 20 * MB), "[" + "#" * 40 + "]  "),
+    ],
+    ids=["nothing received", "unknown size", "one byte", "complete", "file that grows"],
+)
+def test_bar_shows_the_share(shown: Stream, bar: str, clock: Clock, columns: list[int]) -> None:
+    out = Terminal()
+    show = Progress(out)
+    show(shown)
+    clock.now += 10
+    show(shown)
+    assert out.getvalue() == ("\r" + bar + describe(shown, 10)).ljust(100)
+
+
+def test_bar_is_drawn_ten_times_a_second(clock: Clock, columns: list[int]) -> None:
+    out = Terminal()
+    show = Progress(out)
+    shown = stream(1, 100)
+    for _ in range(100):
+        clock.now += 0.015625
+        show(shown)
+    assert out.getvalue().count("\r") == 14  # every seventh call
+    assert out.flushes == 14
+
+
+def test_text_replaces_the_bar(clock: Clock, columns: list[int]) -> None:
+    out = Terminal()
+    show = Progress(out)
+    shown = stream(1, 100)
+    show(shown)
+    clock.now += 1
+    show(shown)
+    bar = out.getvalue()
+    show.write("warning: x\n")
+    show.write("warning: y\n")
+    assert out.getvalue() == bar + "\r" + " " * 99 + "\rwarning: x\nwarning: y\n"
+    assert out.flushes == 4
+    show.flush()
+    assert out.flushes == 4
+
+
+def test_clears_the_bar_once(clock: Clock, columns: list[int]) -> None:
+    out = Terminal()
+    show = Progress(out)
+    show.clear()
+    assert out.getvalue() == ""
+    shown = stream(1, 100)
+    show(shown)
+    clock.now += 1
+    show(shown)
+    bar = out.getvalue()
+    show.clear()
+    show.clear()
+    assert out.getvalue() == bar + "\r" + " " * 99 + "\r"
+
+
+@pytest.mark.parametrize("problem", ["no size", "zero columns"])
+def test_assumes_80_columns(problem: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_size(fd: int) -> os.terminal_size:
+        if problem == "no size":
+            raise OSError
+        return os.terminal_size((0, 0))
+
+    monkeypatch.setattr(os, "get_terminal_size", get_size)
+    out = Terminal()
+    show = Progress(out)
+    shown = stream(5 * MB)
+    show(shown)
+    clock.now += 1
+    show(shown)
+    assert out.getvalue() == "\r" + "5.0 MB  5.0 MB/s".ljust(79)
+
+
+def test_escapes_control_codes_in_text() -> None:
+    out = io.StringIO()
+    Progress(out).write("error: \x1b[2J\u202e é\n")
+    assert out.getvalue() == "error: \\x1b[2J\\u202e é\n"
+
+
+def test_a_pipe_gets_no_bar(server: Server, tmp_path: Path, archive: bytes) -> None:
+    result = run_command(tmp_path, "fetch", server.serve("a", archive, Reply(chunk_size=20_000, pause=0.5)))
+    assert result.returncode == 0
+    assert "\r" not in result.stderr and "#" not in result.stderr
+    assert re.search(r"^0\.1 of 0\.2 MB  0\.0 MB/s  0:0\d left$", result.stderr, re.MULTILINE)
+
+
+def test_shows_that_a_host_is_waited_for(server: Server, tmp_path: Path, archive: bytes) -> None:
+    """The host accepts the connection and responds after four seconds."""
+    late = Reply(headers={"X": lambda: str(server.released.wait(4))})
+    result = run_command(tmp_path, "fetch", server.serve("a", archive, late))
+    assert result.returncode == 0
+    assert re.search(r"^waiting for 127\.0\.0\.1 \([34] s\)$", result.stderr, re.MULTILINE)

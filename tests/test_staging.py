@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Collection, Iterator
 
 import pytest
 import sample_archive
@@ -97,6 +97,23 @@ def test_refuses_to_replace_other_files(names: list[str], work: Path, source: Pa
     )
     assert read_data(work) == files
     assert os.listdir(work) == ["data"]
+
+
+def test_compares_the_content_of_files(
+    work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, size and time are the same."""
+    data = write_files(work / "data", {"val.txt": sample_files["val.txt"][::-1]})
+    publish = staging.Staging.publish
+
+    def publish_with_equal_times(self: staging.Staging, names: Collection[str]) -> None:
+        for path in (data / "val.txt", self.path("val.txt")):
+            os.utime(path, (1, 1))
+        publish(self, names)
+
+    monkeypatch.setattr(staging.Staging, "publish", publish_with_equal_times)
+    with pytest.raises(FetchError, match=r"holds other files with the names val\.txt\."):
+        fetch_into(data, source)
 
 
 def test_refuses_to_remove_other_files(work: Path, source: Path) -> None:

@@ -670,7 +670,7 @@ TOP_FOLDER = folder_entry("top/", mode=0o755)
 APPLE_DOUBLE = b"".join(
     tar_entry(f"{folder}._{name}", b"\0\5\x16\7" + bytes(183)) for folder in ("", "__MACOSX/") for name in CONTENT
 )
-EXTRA_FIELD = b"\x08\0RA\4\0\1\2\3\4"
+EXTRA_FIELD = b"\x08\0RA\4\0\1\2\0\0"
 ALL_FIELDS = gzip_member(TAR[700:], 31, EXTRA_FIELD + b"name\0" + b"comment\0")
 UNUSUAL = {
     # Names
@@ -932,17 +932,29 @@ def test_chunks_of_one_byte_yield_the_same_files(zlib_module: object) -> None:
 @pytest.mark.parametrize("flags", range(0, 32, 2))
 def test_a_gzip_header_may_be_split_anywhere(zlib_module: object, flags: int) -> None:
     fields = EXTRA_FIELD * bool(flags & 4) + b"name\0" * bool(flags & 8) + b"comment\0" * bool(flags & 16)
-    first, second = gzip_member(TAR[:700], flags, fields), gzip_member(TAR[700:], flags, fields)
+    # The unpacker joins the first 512 bytes, so the header to split is behind them.
+    first, second = gzip.compress(TAR[:2000], 0), gzip_member(TAR[2000:], flags, fields)
     header_size = 10 + len(fields) + (2 if flags & 2 else 0)
-    for cut in (*range(1, header_size + 2), *range(len(first), len(first) + header_size + 2)):
+    for cut in range(len(first), len(first) + header_size + 2):
         assert unpack(split_chunks(first + second, [cut]), zlib_module) == RICH_FILES
 
 
 @with_each_zlib
 @pytest.mark.parametrize("garbage", [b"x", b"text" * 99, b"\0x", b"\x1fx", GOOD[1:]], ids=repr)
 def test_ignores_bytes_after_the_gzip_trailer(zlib_module: object, garbage: bytes) -> None:
-    for cut in range(len(GOOD) - 1, len(GOOD) + 3):
-        assert unpack(split_chunks(GOOD + garbage, [cut]), zlib_module) == RICH_FILES
+    for cut in range(len(STORED) - 1, len(STORED) + 3):
+        assert unpack(split_chunks(STORED + garbage, [cut]), zlib_module) == RICH_FILES
+
+
+@with_each_zlib
+def test_ignores_a_damaged_gzip_after_other_trailing_bytes(zlib_module: object) -> None:
+    assert unpack([STORED + b"text", GZIP_HEADER + b"garbage" * 9], zlib_module) == RICH_FILES
+
+
+@pytest.mark.parametrize("size", [1, 100, 600])
+def test_recognizes_a_tar_in_small_chunks(size: int) -> None:
+    with pytest.raises(unpacker.ArchiveError, match="got an uncompressed tar"):
+        read_members(TAR[at : at + size] for at in range(0, len(TAR), size))
 
 
 @with_each_zlib

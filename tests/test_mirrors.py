@@ -248,7 +248,7 @@ def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
             process.kill()
             process.communicate()
     assert lines[0] == f"trying {MIRRORS[0].address}\n"
-    assert re.fullmatch(rf"waiting for {host(MIRRORS[0].address)} \([3-9] s\)\n", lines[1])
+    assert re.fullmatch(rf"waiting for {host(MIRRORS[0].address)} \([0-9]+ s\)\n", lines[1])
 
 
 # Verification

@@ -437,14 +437,20 @@ def test_creates_the_target_of_a_link(work: Path, source: Path, sample_files: di
     assert (work / "data").is_symlink()
 
 
+@pytest.mark.parametrize("sign", ["mount", "rename"])
 def test_stages_in_the_target_if_files_cannot_be_moved_into_it(
-    work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    sign: str, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Linux refuses the rename of any file. Elsewhere, the target is known to be a mount."""
+
     def rename(source: str, target: str) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     places = []
-    monkeypatch.setattr(os, "rename", rename)
+    if sign == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    else:
+        monkeypatch.setattr(os, "rename", rename)
     (work / "data").mkdir()
     fetch_into(work / "data", source, watch=lambda stream: places.append(staging_folder(work / "data")))
     assert places
@@ -760,6 +766,25 @@ def test_only_one_process_publishes_at_a_time(
 
 
 @pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
+def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS refuses to lock others."""
+    import fcntl
+
+    modes = []
+    flock = fcntl.flock
+
+    def record_mode(file: int, operation: int) -> None:
+        modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+        flock(file, operation)
+
+    make_leftover(work)
+    (work / "data.imagenet-aux.lock").touch()
+    monkeypatch.setattr(fcntl, "flock", record_mode)
+    fetch_into(work / "data", source)
+    assert len(modes) == 4 and os.O_RDONLY not in modes
+
+
+@pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
 def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
@@ -795,7 +820,7 @@ def test_failing_callers_do_not_disturb_others(
 ) -> None:
     """They remove the folders that they created, while others write there."""
     (tmp_path / "bad").write_bytes(b"bad")
-    for attempt in range(20):
+    for attempt in range(10):
         parent = work / str(attempt) / "new"
         sources = [source] * good + [tmp_path / "bad"] * (8 - good)
         results = run_in_threads(*(functools.partial(fetch_into, parent / "data", path) for path in sources))

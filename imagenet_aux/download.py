@@ -66,7 +66,7 @@ _ERROR_TEXTS = (
 T = TypeVar("T")
 
 
-class _ConnectionFault(Exception):
+class _ConnectionFault(SourceError):
     """Another request may succeed, after *pause* seconds if the server sets one."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:

@@ -587,6 +587,17 @@ def test_messages_stay_short(
     assert max(map(len, messages)) < 700
 
 
+def test_warnings_hide_passwords(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    bad = Reply(302, {"Location": "ftp://user:secret@localhost/"}, b"")
+    url = server.serve("a", BODY, Reply(stop_at=STEP), bad, Reply())
+    assert read(url.replace("//", "//user:secret@")) == BODY
+    assert "//localhost/" in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_limits_the_headers_of_a_redirect_chain_together(server: Server) -> None:
     """Each response is below the limit of 256 KiB, which the fifth exceeds."""
     error = error_of(server.serve("a", b"", Reply(raw=head("302 Found", "X-N: ", 1, 60_000))))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,21 @@ def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, arc
         "CM_DATASET_AUX_SOURCE",
         "CM_DATASET_AUX_VERIFIED",
     }
+
+
+def test_cm_doc_lists_the_main_key(home: CmHome) -> None:
+    folder = home.path / "docs" / "scripts" / "AI" / "ML datasets"
+    folder.mkdir(parents=True)  # CM takes the category for a path, and does not create it
+    (home.path / "call").mkdir()
+    program = (
+        "import os, cmind; os.chdir('call')\n"
+        "call = {'action': 'doc', 'automation': 'script', 'output_dir': '.'}\n"
+        "script = [('', 'bb2c6dd8c8c64217'), ('local', '')]\n"
+        "assert cmind.access({**call, 'parsed_artifact': script})['return'] == 0"
+    )
+    home.run_command(sys.executable, "-c", program, check=True)
+    listed = (home.script / "README.md").read_text(encoding="utf-8").rpartition("auto-detected from customize")[2]
+    assert listed.split() == ["*", "`CM_DATASET_AUX_PATH`"]
 
 
 # The cache

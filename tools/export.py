@@ -1,0 +1,202 @@
+"""Export the script's folder as an upstream project keeps it.
+
+``python tools/export.py cm4mlops FOLDER`` or ``python tools/export.py mlperf-automations FOLDER``. FOLDER may be the
+project's own ``script/get-dataset-imagenet-aux``. Needs the packages of tests/requirements.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import autopep8
+import generate
+
+ROOT = generate.ROOT
+
+
+class Project(NamedTuple):
+    """How an upstream project keeps a script.
+
+    Attributes
+    ----------
+    meta_name : str
+        Name of the metadata file.
+    default : str
+        The variation that is the default download source.
+    guide_name : str
+        Name of the file with user documentation.
+    sections : tuple of str
+        The sections of README-extra.md that it gets.
+    copyright : str
+        Content of COPYRIGHT.md.
+    """
+
+    meta_name: str
+    default: str
+    guide_name: str
+    sections: tuple[str, ...]
+    copyright: str
+
+
+PROJECTS = {
+    "cm4mlops": Project(
+        meta_name="_cm.yaml",
+        default="from.berkeleyvision",
+        guide_name="README-extra.md",
+        sections=("Inputs", "Verification", "Cache and renewal"),
+        copyright="""\
+© 2022-2025 MLCommons. All Rights Reserved.
+
+Grigori Fursin, the cTuning foundation and OctoML donated the CK and CM projects to MLCommons to benefit everyone.
+""",
+    ),
+    "mlperf-automations": Project(
+        meta_name="meta.yaml",
+        default="from.go",
+        guide_name="info.md",
+        sections=("Inputs",),
+        copyright="""\
+# Copyright Notice
+
+© 2022-2025 MLCommons®. All Rights Reserved.
+
+This file is licensed under the Apache License, Version 2.0 (the "License"). You may not use this file except in \
+compliance with the License. A copy of the License can be obtained at:
+
+[Apache License, Version 2.0](http://www.apache.org/licenses/LICENSE-2.0)
+
+Unless required by applicable law or agreed to in writing, software distributed under the License is provided on an \
+"AS IS" basis, without warranties or conditions of any kind, either express or implied. Please refer to the License \
+for the specific language governing permissions and limitations under the License.
+""",
+    ),
+}
+
+_CM_README = """\
+Please see [https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux]\
+(https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux) for the documentation of this \
+CM script.
+"""
+
+
+def export(name: str, folder: Path) -> None:
+    """Write the script's folder.
+
+    Parameters
+    ----------
+    name : str
+        Key of `PROJECTS`.
+    folder : Path
+        A new folder, or one that holds nothing but the project's version of the script.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds other files. CM would merge a ``_cm.json`` that stays beside ``_cm.yaml``.
+    """
+    project = PROJECTS[name]
+    files = _program_files()
+    meta = _meta(project.default)
+    files[project.meta_name] = (generate.meta_yaml if name == "mlperf-automations" else generate.to_yaml)(meta)
+    files["COPYRIGHT.md"] = project.copyright
+    files["README.md"] = _CM_README
+    files[project.guide_name] = _guide(project, meta)
+    others = sorted(set(_list_files(folder)) - set(files))
+    if others:
+        raise ValueError(f"{folder}: expected no other files, got {', '.join(others)}. Remove them")
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(text.encode())
+    (folder / "run.sh").chmod(0o755)
+    if name == "mlperf-automations":
+        (folder / "README.md").write_bytes(_mlc_readme(folder, meta).encode())
+
+
+def _list_files(folder: Path) -> list[str]:
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [path.as_posix() for path in found if "__pycache__" not in path.parts]
+
+
+def _program_files() -> dict[str, str]:
+    """Return the programs by path, formatted like the upstream projects' bots do."""
+    paths = [ROOT / "customize.py", ROOT / "run.sh", ROOT / "run.bat", *sorted(ROOT.glob("imagenet_aux/*.py"))]
+    files = {path.relative_to(ROOT).as_posix(): path.read_bytes().decode() for path in paths}
+    return {name: _format(text) if name.endswith(".py") else text for name, text in files.items()}
+
+
+def _format(source: str) -> str:
+    """Apply ``autopep8 -a`` until it changes nothing."""
+    while True:
+        formatted: str = autopep8.fix_code(source, options={"aggressive": 1})
+        if formatted == source:
+            return source
+        source = formatted
+
+
+def _meta(default: str) -> dict[str, Any]:
+    """Return CM's metadata with this default variation."""
+    meta = generate.read_meta()
+    for variation in meta["variations"].values():
+        variation.pop("default", None)
+    meta["variations"][default]["default"] = True
+    in_order: dict[str, Any] = json.loads(json.dumps(meta, sort_keys=True))
+    return in_order
+
+
+def _guide(project: Project, meta: dict[str, Any]) -> str:
+    """Return the chosen sections of README-extra.md, for the project's engine and default."""
+    text = (ROOT / "README-extra.md").read_text(encoding="utf-8").replace("\n[Contents](#contents)\n", "")
+    parts = dict(re.findall(r"^## (.+)\n([^\0]*?)(?=^## |\Z)", text, re.MULTILINE))
+    missing = [title for title in project.sections if title not in parts]
+    if missing:
+        raise ValueError(f"README-extra.md: expected the sections {', '.join(missing)}. Update PROJECTS")
+    guide = f"# {meta['alias']}\n\n" + "\n\n".join(f"## {title}\n{parts[title].rstrip()}" for title in project.sections)
+    guide = guide.replace("_from.dropbox` by default", f"_{project.default}` by default")
+    if project.meta_name == "meta.yaml":
+        guide = re.sub(r"\bCM_", "MLC_", guide).replace("cm run script --tags=", "mlcr ")
+    return guide + "\n"
+
+
+def _mlc_readme(folder: Path, meta: dict[str, Any]) -> str:
+    """Return README.md as ``mlc doc script`` writes it in that project."""
+    with tempfile.TemporaryDirectory() as home:
+        repos = Path(home) / "MLC" / "repos"
+        project = repos / "mlcommons@mlperf-automations"
+        script = project / "script" / meta["alias"]
+        shutil.copytree(folder, script)
+        (project / "meta.yaml").write_text("alias: mlcommons@mlperf-automations\nuid: 9cf241afa6074c89\ngit: true\n")
+        (repos / "local").mkdir()
+        (repos / "repos.json").write_text(json.dumps([str(repos / "local"), str(project)]))
+        command = [sys.executable, "-c", "from mlc.main import main; main()", "doc", "script", meta["uid"], "--quiet"]
+        env = {**os.environ, "HOME": home, "USERPROFILE": home, "MLC_REPOS": str(repos)}
+        result = subprocess.run(command, cwd=home, env=env, capture_output=True, encoding="utf-8")
+        if result.returncode:
+            raise RuntimeError(f"mlc doc script: {result.stdout}{result.stderr}")
+        return (script / "README.md").read_text(encoding="utf-8")
+
+
+def main() -> None:
+    """Export, and print the size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", choices=PROJECTS)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    try:
+        export(args.project, args.folder)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    size = sum((args.folder / name).stat().st_size for name in _list_files(args.folder))
+    print(f"{args.folder}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

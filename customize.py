@@ -1,5 +1,6 @@
 """CM and MLC hooks: pass the inputs to the native script, and export the keys."""
 
+import contextlib
 import json
 import os
 import re
@@ -23,18 +24,7 @@ _calls = vars(threading).setdefault("_imagenet_aux_calls", {})
 
 
 def preprocess(i):
-    """Validate the inputs, and put them into the environment of the native script.
-
-    Parameters
-    ----------
-    i : dict
-        The engine's data: ``env`` (changed here), ``input`` (the call), ``meta`` and ``variation_tags``.
-
-    Returns
-    -------
-    dict
-        ``{'return': 0}``, or ``{'return': 1, 'error': reason}`` for invalid inputs.
-    """
+    """Validate the inputs, and put them into the environment of the native script."""
     if sys.version_info < (3, 8):  # noqa: UP036 - the engine's Python may be older
         found = sys.version.split()[0]
         return _error(f"this script needs Python 3.8 or newer, found {found}. Install the engine in a newer Python.")
@@ -60,20 +50,9 @@ def preprocess(i):
 
 
 def postprocess(i):
-    """Read the native script's result, and export the keys.
-
-    Parameters
-    ----------
-    i : dict
-        The engine's data: ``env`` (changed here).
-
-    Returns
-    -------
-    dict
-        ``{'return': 0}``, or ``{'return': 1, 'error': reason}``.
-    """
+    """Read the native script's result, and export the keys."""
     if _calls.get("thread") is not threading.current_thread():
-        return _error("another thread of this process took over this call. Run one call at a time, or use processes.")
+        return _error("another thread of this process took over this call. Make one call after the other.")
     call = dict(_calls)
     _calls.clear()
     for key in [key for key in os.environ if key.startswith("CM_" + _PRIVATE)]:
@@ -87,10 +66,7 @@ def postprocess(i):
             "the native script wrote no result: it was interrupted or killed, or Python could not start. Run it again."
         )
     if (result["requested"], result["folder"]) != (call["SOURCE"], call["INTO"]):
-        return _error(
-            f"the native script's result is of another call: expected {call['SOURCE'] or 'the mirrors'} in "
-            f"{call['INTO']}, got {result['requested'] or 'the mirrors'} in {result['folder']}. Run it again."
-        )
+        return _error("the native script's result is of another call. Make one call after the other.")
     if "error" in result:
         return _error(result["error"])
     _export(i["env"], result)
@@ -146,25 +122,16 @@ def _own_keys(call):
 
 
 def _cli_env_override(call, name):
-    """Return the ``--env.KEY=VALUE`` of the command line for this key, as a dict."""
-    found = {}
-    for argument in _arguments(call):
-        key, equals, value = str(argument).lstrip("-").partition("=")
-        if equals and key in ["env." + engine + name for engine in _ENGINES]:
-            found[key[len("env.") :]] = value
-    return found
+    """Return the command line's ``--env.KEY=VALUE`` for this key; the variation has replaced it in env."""
+    arguments = call.get("cmd") or []
+    if not arguments and call.get("mlc_run_cmd"):
+        import shlex  # slow to import, and an engine loads this file for cached calls too
 
-
-def _arguments(call):
-    """Return the arguments of the command line: a list under CM, one text under MLC."""
-    if call.get("cmd") or not call.get("mlc_run_cmd"):
-        return call.get("cmd") or []
-    import shlex  # slow to import, and an engine loads this file for cached calls too
-
-    try:
-        return shlex.split(call["mlc_run_cmd"])
-    except ValueError:  # not MLC's own text, which has balanced quotes
-        return []
+        with contextlib.suppress(ValueError):  # not MLC's own text, which has balanced quotes
+            arguments = shlex.split(call["mlc_run_cmd"])
+    pairs = [str(argument).partition("=") for argument in arguments]
+    wanted = ["--env." + engine + name for engine in _ENGINES]
+    return {key[len("--env.") :]: value for key, _, value in pairs if key in wanted}
 
 
 def _variation_url(i):

@@ -12,7 +12,6 @@ import socket
 import stat
 import sys
 import time
-from types import TracebackType
 from typing import IO, Callable, Collection, Iterator
 
 from .errors import FetchError
@@ -69,9 +68,7 @@ class Staging:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def path(self, name: str) -> str:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -158,6 +157,7 @@ def run_pip(*arguments: object) -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the project with pip into a new environment and return the folder of its commands."""
+    venv = pytest.importorskip("venv", reason="the embeddable Python of Windows has no venv")
     folder = tmp_path_factory.mktemp("installed")
     shutil.copytree(ROOT / "imagenet_aux", folder / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE.md"):

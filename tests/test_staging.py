@@ -694,6 +694,16 @@ def test_reader_of_an_old_file_is_not_disturbed(
     assert os.listdir(work) == ["data"]
 
 
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EEXIST])
+def test_retries_if_a_folder_is_removed_while_it_is_created(
+    error: int, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a failing caller that had created it; os.makedirs then raises one of these."""
+    monkeypatch.setattr(os, "makedirs", fail_at(1, os.makedirs, error))
+    fetch_into(work / "new" / "data", source)
+    assert read_data(work / "new") == sample_files
+
+
 def test_files_are_present_at_any_time(
     work: Path, source: Path, old_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Collection, Iterator
+from typing import IO, Any, Callable, Collection, Iterator
 
 import pytest
 import sample_archive
@@ -805,6 +805,38 @@ def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monke
         with pytest.raises(FetchError, match=f"^cannot lock {re.escape(str(path))}: another process has locked it"):
             fetch_into(work / "data", source)
     assert os.listdir(work) == [path.name]
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows does not remove an open file")
+def test_lock_of_a_removed_file_is_not_enough(
+    work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder removed it, and the next one has created another."""
+    import fcntl
+
+    waits = threading.Event()
+    lock = staging._lock
+
+    def report_wait(file: IO[bytes]) -> bool:
+        is_locked = lock(file)
+        if not is_locked:
+            waits.set()
+        return is_locked
+
+    monkeypatch.setattr(staging, "_lock", report_wait)
+    path = work / "data.imagenet-aux.lock"
+    with contextlib.ExitStack() as second:
+        with path.open("xb") as first:
+            fcntl.flock(first, fcntl.LOCK_EX)
+            caller = threading.Thread(target=fetch_into, args=(work / "data", source))
+            caller.start()
+            assert waits.wait(60)
+            path.unlink()
+            fcntl.flock(second.enter_context(path.open("xb")), fcntl.LOCK_EX)
+        caller.join(0.5)
+        assert caller.is_alive()
+    caller.join(60)
+    assert read_data(work) == sample_files
 
 
 def gated(count: int) -> Reply:

@@ -652,8 +652,22 @@ def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkey
     assert {stat.S_IMODE(mode) for mode in modes} == {0o666}
 
 
+def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sticky folder such as /tmp, Linux forbids to open another user's file with O_CREAT."""
+
+    def protected_open(path: str, mode: str) -> IO[bytes]:
+        if os.path.exists(path) and mode[0] in "aw":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open(path, mode)
+
+    (work / "data.imagenet-aux.lock").touch()
+    monkeypatch.setattr(staging, "open", protected_open, raising=False)
+    fetch_into(work / "data", source)
+    assert os.listdir(work) == ["data"]
+
+
 def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
-    """In a sticky folder such as /tmp, Linux forbids opening another user's file with O_CREAT, and removing it."""
+    """In a sticky folder, it cannot be removed."""
     if not LINUX_ROOT:
         pytest.skip("only root can make a file of another user")
     work.chmod(0o1777)

@@ -54,7 +54,8 @@ class Staging:
         self._path = ""
 
     def __enter__(self) -> Staging:
-        self._require_writable_target()
+        if os.path.lexists(self.target) and not os.access(os.path.join(self.target, ""), os.W_OK | os.X_OK):
+            raise StagingError(f"cannot write {self.target}: expected a writable folder")
         name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
         self._path = os.path.join(self._parent, name)
         with contextlib.ExitStack() as stack, _wrap_os_errors(self._parent):
@@ -87,13 +88,6 @@ class Staging:
         with _wrap_os_errors(self.target), _exclusive(self._lock_path):
             self._require_replaceable(names)
             self._swap([name for name in self._manifest.files if self._replace or name in names], names)
-
-    def _require_writable_target(self) -> None:
-        """Raise `StagingError` before the download if the target is not a writable folder."""
-        if os.path.lexists(self.target) and not os.path.isdir(self.target):
-            raise StagingError(f"cannot write {self.target}: expected a folder")
-        if os.path.isdir(self.target) and not os.access(self.target, os.W_OK | os.X_OK):
-            raise StagingError(f"cannot write {self.target}: {os.strerror(errno.EACCES)}")
 
     def _require_replaceable(self, names: Collection[str]) -> None:
         """Raise `StagingError` for files that must not be replaced."""
@@ -179,10 +173,9 @@ class Staging:
         """Remove the staging folders of processes that were killed; called under the exclusive lock."""
         pattern = re.compile(rf"{re.escape(self._prefix)}\.(.*)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
         for name in os.listdir(self._parent):
-            match = pattern.fullmatch(name)
             path = os.path.join(self._parent, name)
-            is_local = has_locks and match is not None and match[1] == _HOST
-            if match and (_is_unlocked(path) if is_local else _is_old(path)):
+            match = pattern.fullmatch(name)
+            if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _clean_up(self) -> None:
@@ -298,21 +291,16 @@ def _is_same_file(file: IO[bytes], path: str) -> bool:
         return False
 
 
-def _is_unlocked(folder: str) -> bool:
-    """Return whether nothing holds the lock of a staging folder."""
+def _is_abandoned(folder: str, is_local: bool) -> bool:
+    """Return whether the process of a staging folder is dead: its lock is free, or on another host, it is old."""
     try:
+        if not is_local:
+            return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
         with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
             return _lock(file)
     except FileNotFoundError:
-        return True  # its process was killed before it created the lock
+        return True  # it was killed before it created the lock
     except OSError:
-        return False
-
-
-def _is_old(folder: str) -> bool:
-    try:
-        return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
-    except FileNotFoundError:
         return False
 
 

@@ -479,7 +479,7 @@ def test_unwritable_target_fails_before_the_download(kind: str, work: Path, serv
     manifest = serve_mirrors(server, archive)
     result = run_command(work, "fetch", "--into", target, manifest=manifest, prefix=without_privileges())
     assert result.returncode == 1
-    reason = "expected a folder" if kind == "file" else "Permission denied"
+    reason = "Permission denied" if kind == "parent" else "expected a writable folder"
     assert result.stderr.splitlines()[-1] == f"error: cannot write {work / 'data'}: {reason}"
     assert server.requests == []
 
@@ -514,7 +514,7 @@ def test_full_disk_ends_without_trying_other_mirrors(small_disk: Path, server: S
 def test_read_only_file_system_is_reported(small_disk: Path, source: Path) -> None:
     (small_disk / "data").mkdir()
     mount("-o", "remount,ro", small_disk)
-    for target, reason in (("data", "Permission denied"), ("new", "Read-only file system")):
+    for target, reason in (("data", "expected a writable folder"), ("new", "Read-only file system")):
         with pytest.raises(FetchError, match=f"cannot write {re.escape(str(small_disk))}.*: {reason}"):
             fetch_into(small_disk / target, source)
 

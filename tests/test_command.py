@@ -483,6 +483,25 @@ def test_terminal_shows_a_bar(work: Path, server: Server, archive: bytes) -> Non
     assert re.search(rb"\r +\r(file|warning)", shown)
 
 
+@pytest.mark.skipif(WINDOWS, reason="there is no pseudo-terminal")
+def test_closed_terminal_does_not_end_a_fetch(
+    work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    import pty
+
+    screen, terminal = pty.openpty()
+    url = server.serve("a.tar.gz", archive, slow_reply(archive, 1.0))
+    call = [sys.executable, "-m", "imagenet_aux", "fetch", url]
+    process = subprocess.Popen(call, cwd=work, env=ENV, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while b"[#" not in shown:
+        shown += os.read(screen, 4096)
+    os.close(screen)
+    assert process.wait(60) == 0
+    assert read_data(work) == sample_files
+
+
 def test_unprintable_folder_name_is_escaped(work: Path, source: Path) -> None:
     result = run_command(work, "fetch", source, "--into", "donn\xe9es", PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr

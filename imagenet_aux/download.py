@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import gc
 import http.client
 import logging
 import re
@@ -130,6 +131,7 @@ class Download(Stream):
             except _ConnectionFault as fault:
                 self._close()
                 self._retry(str(fault), fault.pause)
+            gc.collect()  # urllib3's errors refer to responses, in cycles, and the command disables the collector
 
     def _response(self) -> _Exchange:
         """Return the open response, or request the remaining bytes."""

@@ -128,10 +128,28 @@ def test_keeps_the_size_when_content_range_has_no_total(server: Server, pauses: 
     assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={2 * STEP}-"]
 
 
-def test_requests_more_when_a_server_sends_less_than_the_range(server: Server, pauses: list[float]) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_requests_more_when_a_server_sends_less_than_the_range(
+    chunked: bool, server: Server, pauses: list[float]
+) -> None:
     part = Reply(206, {"Content-Range": f"bytes {STEP}-{2 * STEP - 1}/{len(BODY)}"}, BODY[STEP : 2 * STEP], etag="")
-    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), part, Reply(etag=""))) == BODY
+    first = Reply(stop_at=STEP, etag="", chunked=chunked)
+    assert read(server.serve("a", BODY, first, part, Reply(etag=""))) == BODY
     assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={2 * STEP}-"]
+
+
+@pytest.mark.parametrize("start", [STEP - 5, STEP + 5])
+def test_refuses_a_range_with_another_start(start: int, server: Server, pauses: list[float]) -> None:
+    """Nothing else tells that the bytes do not fit."""
+    rest = Reply(206, {"Content-Range": f"bytes {start}-{len(BODY) - 1}/*"}, BODY[start:], etag="")
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag="", chunked=True), rest, Reply(etag=""))) == BODY
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
+
+
+def test_refuses_the_range_of_a_file_of_another_size(server: Server, pauses: list[float]) -> None:
+    new = BODY[::-1][:-STEP]
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), Reply(body=new, etag=""))) == new
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
 
 
 # The retry policy
@@ -318,8 +336,7 @@ def test_continues_above_the_lowest_rate(min_rate: int, server: Server) -> None:
 
 @pytest.mark.usefixtures("short_rates")
 def test_a_rate_that_drops_is_measured_anew(server: Server) -> None:
-    fast_then_slow = Reply(stop_at=len(BODY) // 2)
-    url = server.serve("a", BODY, fast_then_slow, slow(BODY))
+    url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), slow(BODY))
     assert "too slow" in error_of(url, min_rate=100_000)
 
 
@@ -548,7 +565,7 @@ def test_headers_need_less_than_100_mb(
     ],
     ids=["success", "cut", "503", "404", "large headers", "closed"],
 )
-def test_frees_responses_without_the_garbage_collector(
+def test_frees_responses_while_the_garbage_collector_is_off(
     replies: list[Reply], server: Server, pauses: list[float]
 ) -> None:
     """The command disables the collector, and a server can cause thousands of attempts."""
@@ -561,7 +578,7 @@ def test_frees_responses_without_the_garbage_collector(
         left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, BackgroundIterator))]
     finally:
         gc.enable()
-    assert left == []
+    assert len(left) <= 2  # of the last attempt
 
 
 LONG = "x" * 60_000

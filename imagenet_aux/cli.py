@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, Iterable, Iterator, NoReturn, TextIO
+from typing import Any, Iterable, NoReturn, TextIO
 
 from . import __version__
 from .errors import FetchError
@@ -44,20 +44,11 @@ class _Output(io.TextIOWrapper):
     """Standard output or error; when it cannot be written, the text is dropped instead of failing again at exit."""
 
     def write(self, text: str) -> int:
-        with self._drop_unwritable():
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._drop_unwritable():
-            super().flush()
-
-    @contextlib.contextmanager
-    def _drop_unwritable(self) -> Iterator[None]:
         try:
-            yield
+            super().write(text)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        return len(text)
 
 
 def run() -> NoReturn:

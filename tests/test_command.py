@@ -449,7 +449,8 @@ def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: P
     )
     result = subprocess.run([bash, "-c", command], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, encoding="utf-8")
     assert result.returncode == 0 and "Traceback" not in result.stderr
-    assert read_result(tmp_path / "result.json")["error"].startswith("unexpected FileNotFoundError: ")
+    report = read_result(tmp_path / "result.json")
+    assert report["folder"] == "data" and report["error"].startswith("unexpected FileNotFoundError: ")
 
 
 # Output

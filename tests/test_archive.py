@@ -460,6 +460,7 @@ DAMAGED = [
     Damaged("flipped bit in a file", STORED[:600] + bytes([STORED[600] ^ 1]) + STORED[601:], DAMAGED_GZIP),
     Damaged("unknown compression method", GOOD[:2] + b"\7" + GOOD[3:], DAMAGED_GZIP),
     Damaged("second gzip member of garbage", GOOD + GZIP_HEADER + b"garbage" * 99, DAMAGED_GZIP),
+    Damaged("unsafe name, no gzip trailer", gzip.compress(tar_entry("../val.txt") + END)[:-8], UNSAFE_NAME),
     Damaged("wrong CRC, bytes after the gzip trailer", GOOD[:-8] + b"\0\0\0\0" + GOOD[-4:] + b"text", DAMAGED_GZIP),
 ]
 

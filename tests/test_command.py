@@ -212,6 +212,13 @@ def test_result_file_that_cannot_be_written_is_reported(path: str, work: Path, a
     assert sorted(os.listdir(work)) == ["a.tar.gz", "data", "folder"]
 
 
+def test_incomplete_result_file_is_removed(work: Path, tmp_path: Path) -> None:
+    fail = "import os\ndef replace(source, target): raise OSError(28, 'No space left on device')\nos.replace = replace"
+    result = run_command(work, "fetch", "nowhere", "--result=result.json", **run_at_start(tmp_path / "fail", fail))
+    assert (result.returncode, result.stderr) == (1, "error: cannot write result.json: No space left on device\n")
+    assert os.listdir(work) == []
+
+
 # show
 
 

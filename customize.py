@@ -1,4 +1,4 @@
-"""CM and MLC hooks: pass the inputs to the native script, and export the keys."""
+"""Hooks for CM and MLC: pass the inputs to the native script, then export its results as env keys."""
 
 import contextlib
 import json
@@ -7,27 +7,27 @@ import re
 import sys
 import threading
 
-_ENGINES = ("CM_", "MLC_")  # prefixes of the engines' keys
-_PRIVATE = "IMAGENET_AUX_"  # keys of this script alone
+_ENGINES = ("CM_", "MLC_")  # each engine's key prefix
+_PRIVATE = "IMAGENET_AUX_"  # prefix of keys that only this script uses
 _CHECKSUM = "IMAGENET_AUX_CHECKSUM"
 _URL = "WGET_URL"
-# The upstream scripts read the last two.
+# MLCommons' scripts for the same tags use the last two.
 _SOURCES = (_URL, "DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")
 _EXTRACT_PATH = "EXTRACT_PATH"
 
-# The engines write env into a shell script as `export KEY="VALUE"`, here and in every dependent script.
-_SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # a backslash separates folders on Windows
+# For this script and every dependent one, the engines write env to a shell script as `export KEY="VALUE"`.
+_SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
-# The running call of this process. An engine loads this file anew for each call, so a module variable is not shared.
+# State of the running call, kept in another module because the engines reload this one for every call.
 _calls = vars(threading).setdefault("_imagenet_aux_calls", {})
 
 
 def preprocess(i):
-    """Validate the inputs, and put them into the environment of the native script."""
+    """Validate the inputs and pass them to the native script in environment variables."""
     if sys.version_info < (3, 8):  # noqa: UP036 - the engine's Python may be older
         found = sys.version.split()[0]
-        return _error(f"this script needs Python 3.8 or newer, found {found}. Install the engine in a newer Python.")
+        return _error(f"Python version: expected 3.8 or newer, got {found}. Install the engine in a newer Python.")
     try:
         inputs = _read_inputs(i)
     except ValueError as error:
@@ -38,21 +38,21 @@ def preprocess(i):
     other = _calls.setdefault("thread", thread)
     if other is not thread and other.is_alive():
         return _error(
-            "another thread of this process is running this script, and the engine changes the current folder of the "
-            "whole process. Make one call after the other, or use processes."
+            "another thread of this process is running this script. The engine changes the working directory of the "
+            "whole process, so run one call at a time, or use processes."
         )
     inputs["RESULT"] = os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json")
     inputs["PYTHON"] = sys.executable
     _calls.update(inputs, thread=thread)
-    # Not through env: concurrent callers share the engine's shell script, and cmd expands percent signs in it.
+    # Not in env: the engine writes env to a shell script, which concurrent calls share and cmd expands % in.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}
 
 
 def postprocess(i):
-    """Read the native script's result, and export the keys."""
+    """Read the native script's result file and export the keys."""
     if _calls.get("thread") is not threading.current_thread():
-        return _error("another thread of this process took over this call. Make one call after the other.")
+        return _error("another thread of this process took over this call. Run one call at a time.")
     call = dict(_calls)
     _calls.clear()
     for key in [key for key in os.environ if key.startswith("CM_" + _PRIVATE)]:
@@ -66,7 +66,7 @@ def postprocess(i):
             "the native script wrote no result: it was interrupted or killed, or Python could not start. Run it again."
         )
     if (result["requested"], result["folder"]) != (call["SOURCE"], call["INTO"]):
-        return _error("the native script's result is of another call. Make one call after the other.")
+        return _error("the native script's result belongs to another call. Run one call at a time.")
     if "error" in result:
         return _error(result["error"])
     _export(i["env"], result)
@@ -74,7 +74,7 @@ def postprocess(i):
 
 
 def path_key(name):
-    """Return the key of a file without ``CM_DATASET_AUX_``: its stem in capitals, and ``_PATH``."""
+    """Return a file's env key without its ``CM_DATASET_AUX_`` prefix, such as ``VAL_PATH`` for ``val.txt``."""
     return os.path.splitext(name)[0].replace(".", "_").upper() + "_PATH"
 
 
@@ -83,7 +83,7 @@ def _error(reason):
 
 
 def _read_inputs(i):
-    """Return the values to hand over; raise ValueError for an invalid one."""
+    """Return the values to pass to the native script; raise ValueError if an input is invalid."""
     env, call = i["env"], i.get("input") or {}
     own = _own_keys(call)
     current = _value(env, "TMP_CURRENT_PATH") or os.getcwd()
@@ -92,42 +92,42 @@ def _read_inputs(i):
     extract_path = _value(own, _EXTRACT_PATH)
     for name, value in (("url", url), ("checksum", checksum), (_EXTRACT_PATH, extract_path)):
         if not isinstance(value, str):
-            raise ValueError(f"{name}: expected text, got {value!r}. Pass --{name}=VALUE.")
+            raise ValueError(f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE.")
     if not re.fullmatch("[0-9a-fA-F]*", checksum):
         raise ValueError(f"checksum: expected hex digits, got {checksum!r}. Pass the MD5 or SHA-256 of the archive.")
     source = url if not url or "://" in url or url.lower().startswith("file:") else _absolute(url, current)
     if extract_path:
         into = _absolute(extract_path, current)
-    elif env.get("MLC_OUTDIRNAME"):  # the current folder; the upstream MLC script adds no "data" to it
+    elif env.get("MLC_OUTDIRNAME"):  # MLC runs this script there; like MLCommons' script, do not append "data"
         into = os.getcwd()
     else:
         into = os.path.abspath("data")
     for name, value in (("url", url), ("url", source), (_EXTRACT_PATH, extract_path and into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
-    _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies it into env before the run
+    _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run
     is_cached = into == os.path.abspath("data") and _in_cache_entry(i)
     return {"SOURCE": source, "CHECKSUM": checksum, "INTO": into, "REPLACE": "--replace" if is_cached else ""}
 
 
 def _own_keys(call):
-    """Return the env keys of this call itself; the keys of a parent script mean other downloads."""
+    """Return the env keys set for this call, without inherited ones: a parent script's describe other downloads."""
     prefix = "local_" if call.get("recursion") else ""
     own = dict(call.get(prefix + "env") or {})
     for engine in _ENGINES:
-        own.pop(engine + _URL, None)  # the variation's, which overrides the call's
+        own.pop(engine + _URL, None)  # by now, this is the variation's value rather than the user's
     own.update(_cli_env_override(call, _URL))
     own.update(call.get(prefix + "const") or {})
     return own
 
 
 def _cli_env_override(call, name):
-    """Return the command line's ``--env.KEY=VALUE`` for this key; the variation has replaced it in env."""
+    """Return the key's ``--env.KEY=VALUE`` from the command line; in env, the variation has overridden it."""
     arguments = call.get("cmd") or []
     if not arguments and call.get("mlc_run_cmd"):
-        import shlex  # slow to import, and an engine loads this file for cached calls too
+        import shlex  # slow to import; engines load this module for cached calls too
 
-        with contextlib.suppress(ValueError):  # not MLC's own text, which has balanced quotes
+        with contextlib.suppress(ValueError):  # unbalanced quotes, which MLC does not produce
             arguments = shlex.split(call["mlc_run_cmd"])
     pairs = [str(argument).partition("=") for argument in arguments]
     wanted = ["--env." + engine + name for engine in _ENGINES]
@@ -135,7 +135,7 @@ def _cli_env_override(call, name):
 
 
 def _variation_url(i):
-    """Return the URL of the chosen or default variation; env may hold a parent script's instead."""
+    """Return the URL of the selected or default variation; env may contain a parent script's URL instead."""
     variations = i.get("meta", {}).get("variations", {})
     chosen = [variations.get(tag, {}) for tag in i.get("variation_tags", [])]
     default = [variation for variation in variations.values() if variation.get("default")]
@@ -143,12 +143,12 @@ def _variation_url(i):
 
 
 def _value(env, name):
-    """Return the value of the key of either engine."""
+    """Return the value of a key under either engine's prefix."""
     return _first(*(env.get(engine + name) for engine in _ENGINES))
 
 
 def _first(*values):
-    """Return the first value that is neither None nor empty text, or empty text."""
+    """Return the first value that is neither None nor an empty string; otherwise an empty string."""
     return next((value for value in values if value is not None and value != ""), "")
 
 
@@ -157,22 +157,22 @@ def _absolute(path, folder):
 
 
 def _reject_shell_text(name, value):
-    """Raise ValueError if a shell would act on the value, or on the path that a file URL means."""
+    """Raise ValueError if the value, or the path in a file URL, contains characters that a shell interprets."""
     text = value
     if value.lower().startswith("file:"):
-        from urllib.parse import unquote  # slow to import, and an engine loads this file for cached calls too
+        from urllib.parse import unquote  # slow to import; engines load this module for cached calls too
 
         text = unquote(value)
     if _SHELL_TEXT.search(text):
-        shown = re.sub("//[^/?#]*@", "//", value)  # without a password
+        shown = re.sub("//[^/?#]*@", "//", value)  # remove credentials
         raise ValueError(
-            f"{name}: expected text without {' '.join(_SHELL_CHARACTERS)} and control characters, got {shown!r}. "
+            f"{name}: expected no control characters and none of {' '.join(_SHELL_CHARACTERS)}, got {shown!r}. "
             "Rename the file or folder, or percent-encode the URL."
         )
 
 
 def _remove_inputs(env):
-    """Remove this script's inputs and hand-over keys, which the engine would write into its shell script."""
+    """Remove this script's inputs and private keys, so that the engine does not write them to its shell script."""
     inputs = (*_SOURCES, _EXTRACT_PATH)
     for key in list(env):
         name = key.partition("_")[2]
@@ -181,8 +181,8 @@ def _remove_inputs(env):
 
 
 def _in_cache_entry(i):
-    """Return whether the current folder is a cache entry of this script, and not a folder of the user."""
-    for name in ("_cm.json", "meta.json"):  # CM's, MLC's
+    """Return whether the working directory is one of this script's cache entries, not a user's folder."""
+    for name in ("_cm.json", "meta.json"):  # written by CM and MLC, respectively
         try:
             with open(name, encoding="utf-8") as file:
                 tags = json.load(file)["tags"]
@@ -193,7 +193,7 @@ def _in_cache_entry(i):
 
 
 def _export(env, result):
-    """Set the keys of both engines; each engine lets only its own through."""
+    """Set the keys for both engines; each engine exports only those with its own prefix."""
     folder = result["folder"]
     exported = {"SOURCE": result["source"], "VERIFIED": "yes" if result["verified"] else "no"}
     for name in result["files"]:
@@ -201,8 +201,8 @@ def _export(env, result):
     for engine in _ENGINES:
         prefix = engine + "DATASET_AUX_"
         for key in [key for key in env if key.startswith(prefix) and key.endswith("_PATH")]:
-            del env[key]  # of the files that this call replaced
+            del env[key]  # from a previous call
         env.update({prefix + key: value for key, value in exported.items()})
-        env[engine + "GET_DEPENDENT_CACHED_PATH"] = folder  # the engine fetches again once this folder is gone
-    env["CM_DATASET_AUX_PATH"] = folder  # written out for `cm doc script`, which reads this file line by line
+        env[engine + "GET_DEPENDENT_CACHED_PATH"] = folder  # the engine runs this script again if the folder is deleted
+    env["CM_DATASET_AUX_PATH"] = folder  # literal keys, because `cm doc script` scans this file for them
     env["MLC_DATASET_AUX_PATH"] = folder

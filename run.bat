@@ -1,5 +1,5 @@
 @echo off
-rem Start the fetcher: with the inputs that customize.py puts into the environment, or, by hand, with the arguments.
+rem Run the fetcher, either with the inputs that customize.py puts in the environment or with command-line arguments.
 setlocal DisableDelayedExpansion
 set "main=%~dp0imagenet_aux\__main__.py"
 if not defined CM_IMAGENET_AUX_PYTHON set "CM_IMAGENET_AUX_PYTHON=python"
@@ -9,7 +9,7 @@ if "%~1"=="" goto inputs
 exit /b %ERRORLEVEL%
 
 :inputs
-rem Delayed expansion keeps cmd from acting on %%20 and on & in a value.
+rem With delayed expansion, cmd does not interpret characters such as %%20 and & in the values.
 setlocal EnableDelayedExpansion
 set "options="
 if defined CM_IMAGENET_AUX_RESULT (
@@ -18,6 +18,6 @@ if defined CM_IMAGENET_AUX_RESULT (
   set "CM_IMAGENET_AUX_SOURCE=!CM_WGET_URL!"
 )
 "!CM_IMAGENET_AUX_PYTHON!" "!main!" fetch "--checksum=!CM_IMAGENET_AUX_CHECKSUM!" !options! -- "!CM_IMAGENET_AUX_SOURCE!"
-rem The hooks read the error in the result file, so they need an exit code of 0.
+rem Always exit with 0: postprocess reports the error in the result file.
 if defined CM_IMAGENET_AUX_RESULT exit /b 0
 exit /b !ERRORLEVEL!

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start the fetcher: by hand with the arguments, or for customize.py with the inputs in the environment.
-# The engines source this file, so its folder comes from BASH_SOURCE, not from $0.
+# Run the fetcher, either with command-line arguments or with the inputs that customize.py puts in the environment.
+# The engines source this file, so find its folder with BASH_SOURCE instead of $0.
 here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
 fetch=("${CM_IMAGENET_AUX_PYTHON:-python3}" "${here:-./}imagenet_aux/__main__.py" fetch)
 if [ -z "${CM_IMAGENET_AUX_RESULT:-}" ]; then
@@ -8,9 +8,9 @@ if [ -z "${CM_IMAGENET_AUX_RESULT:-}" ]; then
   exec "${fetch[@]}" "$@"
 fi
 
-# After these signals most engines and versions of sh do not get to postprocess, which reads and removes the result.
+# Most engines skip postprocess after these signals, so nothing else would remove the result file.
 trap 'interrupted=1' HUP INT TERM
-# The error is in the result file, so the exit code is 0 even if Python could not start.
+# Always exit with 0: postprocess reports the error in the result file, or that there is no result file.
 "${fetch[@]}" --checksum="${CM_IMAGENET_AUX_CHECKSUM:-}" --into="$CM_IMAGENET_AUX_INTO" \
   --result="$CM_IMAGENET_AUX_RESULT" ${CM_IMAGENET_AUX_REPLACE:+--replace} -- "${CM_IMAGENET_AUX_SOURCE:-}" || true
 if [ -n "${interrupted:-}" ]; then

@@ -1,10 +1,10 @@
-"""Start the command, by ``python -m imagenet_aux`` or by the path of this file."""
+"""Run the command, either as ``python -m imagenet_aux`` or as ``python /path/to/__main__.py``."""
 
 import os
 import sys
 
 if not __package__:
-    # Started by its path, Python searches this folder for modules: search the one above instead.
+    # When run by its path, Python puts this folder on sys.path. Put its parent there instead.
     folder = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(folder), *(path for path in sys.path if os.path.abspath(path) != folder)]
 

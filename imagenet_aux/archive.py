@@ -1,7 +1,7 @@
 """Unpack a gzip-compressed tar from a stream of bytes; refuse hostile archives.
 
-Nothing here writes to disk. Memory stays at a few chunks, whatever a header claims. Only regular files and folders with
-safe names are accepted.
+This module does not write to disk. Memory use is limited to a few chunks, regardless of the sizes in headers. Only
+regular files and folders with safe names are accepted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .manifest import MAX_BYTES
 from .transfer import limit_size
 
 try:
-    from isal import isal_zlib as zlib  # the same interface, about three times as fast
+    from isal import isal_zlib as zlib  # optional drop-in replacement, about three times as fast
 except ImportError:
     import zlib  # type: ignore[no-redef]
 
@@ -28,7 +28,7 @@ _MAX_GZIP_MEMBERS = 10_000
 _MAX_GZIP_HEADER_BYTES = 1 << 17
 _CHUNK_BYTES = 1 << 18
 
-_GZIP = 16 + zlib.MAX_WBITS  # zlib then checks the header, the CRC and the length of each gzip member
+_GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length
 _GZIP_MAGIC = b"\x1f\x8b"
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip archive",
@@ -37,34 +37,33 @@ _OTHER_FORMATS = {
     b"BZh": "a bzip2 archive",
 }
 _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
-# These would give a file a different name, size or shape than its own header does.
+# Records that override the name, size or layout in a file's own header.
 _PAX_OVERRIDES = re.compile(rb"path|linkpath|size|charset|hdrcharset|GNU\.sparse\..*|SCHILY\.realsize")
 
 
 class ArchiveError(ContentError):
-    """The bytes are not a gzip-compressed tar, or not a safe one."""
+    """The data is not a gzip-compressed tar, or is unsafe to unpack."""
 
 
 class TruncatedArchive(ArchiveError):
-    """The bytes end before the archive does."""
+    """The data ends before the end of the archive."""
 
     may_be_incomplete = True
 
 
 class Member(NamedTuple):
-    """A wanted file in an archive."""
+    """A requested file in an archive."""
 
-    name: str  # without folders
+    name: str  # base name
     size: int  # in bytes
-    chunks: Iterator[bytes]  # to be consumed before the next member
+    chunks: Iterator[bytes]  # valid only until the next member is read
 
 
 def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
-    """Yield the wanted files of a gzip-compressed tar, each once; skip other regular files and folders.
+    """Yield the wanted files of a gzip-compressed tar; skip other regular files and folders.
 
-    The checksums and trailers are verified only once the iterator is exhausted: it reads the stream to its end. An
-    `ArchiveError` means that the archive is damaged or hostile: links, devices, unsafe or duplicate names, pax
-    overrides, absurd sizes or numbers of entries.
+    Exhaust the iterator: only then are all checksums and trailers verified. Raise `ArchiveError` if the archive is
+    damaged or hostile: links, devices, unsafe or duplicate names, pax overrides, or excessive sizes or entry counts.
     """
     compressed = limit_size(_require_gzip(chunks), ArchiveError(f"larger than {MAX_BYTES >> 20} MiB"))
     gzip = _Gzip()
@@ -72,7 +71,7 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Membe
         tar = _TarReader(limit_size(decompressed, ArchiveError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(tar, wanted)
         if tar.is_at_end and gzip.has_trailing_bytes:
-            raise TruncatedArchive("truncated: the tar has no end-of-archive block, and other bytes follow it")
+            raise TruncatedArchive("truncated: expected an end-of-archive block in the tar, got trailing data")
 
 
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member]:
@@ -103,7 +102,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member
 
 
 class _TarReader:
-    """Cut decompressed chunks into the blocks and files of a tar."""
+    """Read tar blocks and file contents from decompressed chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -115,7 +114,7 @@ class _TarReader:
         """Yield the next *count* bytes as they arrive."""
         while count > 0:
             if not self._fill():
-                raise TruncatedArchive("truncated: the bytes end in the middle of the tar")
+                raise TruncatedArchive("truncated: the data ends in the middle of the tar")
             part = self._chunk[self._position : self._position + count]
             self._position += len(part)
             count -= len(part)
@@ -126,7 +125,7 @@ class _TarReader:
         return b"".join(self.chunks(count))
 
     def read_block(self, may_end: bool) -> bytes:
-        """Return the next header block; empty at the end of the stream, where that is allowed."""
+        """Return the next header block, or ``b""`` at the end of the stream if *may_end* is true."""
         self.is_at_end = may_end and not self._fill()
         return b"" if self.is_at_end else self.read(tarfile.BLOCKSIZE)
 
@@ -139,23 +138,23 @@ class _TarReader:
         return content
 
     def skip_rest(self) -> None:
-        """Read to the end of the stream, which verifies the gzip trailer."""
+        """Read to the end of the stream, so that zlib verifies the gzip trailer."""
         for _ in self._chunks:
             pass
 
     def _fill(self) -> bool:
-        """Make sure that there are bytes; return False at the end of the stream."""
+        """Load the next chunk if the current one is used up; return False at the end of the stream."""
         if self._position == len(self._chunk):
             self._chunk, self._position = next(self._chunks, b""), 0
         return bool(self._chunk)
 
 
 class _Gzip:
-    """Decompress a gzip file of one or more members, chunk by chunk."""
+    """Decompress a gzip file with one or more members, chunk by chunk."""
 
     def __init__(self) -> None:
-        self.can_read = False  # whether read() may return bytes without further input
-        self.has_trailing_bytes = False  # after the last member; ignored, as gzip does
+        self.can_read = False  # whether read() can return more bytes without another feed()
+        self.has_trailing_bytes = False  # whether data follows the last member; ignored, as gzip(1) does
         self._input = b""
         self._inflater: Any = None
         self._members = 0
@@ -168,7 +167,7 @@ class _Gzip:
             self.can_read = True
 
     def read(self) -> bytes:
-        """Return the next decompressed bytes, at most 256 KiB."""
+        """Return up to 256 KiB of decompressed bytes."""
         self.can_read = bool(self._inflater) or self._start_member()
         if not self.can_read:
             return b""
@@ -186,14 +185,14 @@ class _Gzip:
         return output
 
     def finish(self) -> None:
-        """Raise `ArchiveError` unless the bytes so far are complete."""
+        """Raise `ArchiveError` if the gzip file is incomplete or too small for a tar."""
         if self._inflater or self._input:
-            raise TruncatedArchive("truncated: the bytes end before the gzip trailer")
+            raise TruncatedArchive("truncated: the data ends before the gzip trailer")
         if self._size < tarfile.BLOCKSIZE:
             raise ArchiveError(f"not a tar: it unpacks to {self._size} bytes")
 
     def _start_member(self) -> bool:
-        """Start the next gzip member once its header is complete; isal cannot parse a header in two parts."""
+        """Start the next gzip member once its header is complete, since isal cannot parse a split header."""
         if self._members:
             self._input = self._input.lstrip(b"\0")  # padding
             if not _GZIP_MAGIC.startswith(self._input[:2]):
@@ -210,7 +209,7 @@ class _Gzip:
 
 
 def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, None]:
-    """Yield decompressed chunks; a worker thread produces the next one while the caller uses the last one."""
+    """Yield decompressed chunks; a worker thread decompresses the next one while the caller uses the current one."""
     with ThreadPoolExecutor(1) as worker:
         output = b""
         for chunk in chunks:
@@ -226,14 +225,14 @@ def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, 
 
 
 def _has_gzip_header(data: bytes) -> bool:
-    """Return whether the data begins with a complete gzip header (RFC 1952)."""
-    if len(data) < 12:  # the fixed fields, and the length of an extra field
+    """Return whether the data starts with a complete gzip header (RFC 1952)."""
+    if len(data) < 12:  # 10 bytes of fixed fields, and the length of the optional extra field
         return False
     has_crc, has_extra, *has_text = (data[3] & flag for flag in (2, 4, 8, 16))
     end = 10
     if has_extra:
         end += 2 + int.from_bytes(data[10:12], "little")
-    for _ in filter(None, has_text):  # file name and comment, zero-terminated
+    for _ in filter(None, has_text):  # zero-terminated file name and comment
         end = data.find(b"\0", end) + 1
         if not end:
             return False
@@ -269,18 +268,18 @@ def _parse_header(block: bytes) -> tarfile.TarInfo:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError) as error:
-        raise ArchiveError(f"not a tar, or a damaged one: {error}") from None
+        raise ArchiveError(f"not a tar, or damaged: {error}") from None
     if not 0 <= header.size <= MAX_BYTES:
-        raise ArchiveError(f"entry {_quote(header.name)} of {header.size} bytes")
+        raise ArchiveError(f"entry {_quote(header.name)}: expected 0 to {MAX_BYTES >> 20} MiB, got {header.size} bytes")
     return header
 
 
 def _check_pax(records: bytes) -> None:
-    """Refuse pax records that change what the plain header states."""
+    """Reject pax records that override fields of the entry's own header."""
     position = 0
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
-        if not record or int(record[1]) <= len(record[0]):  # a line feed ends the record
+        if not record or int(record[1]) <= len(record[0]):  # the length includes a final line feed
             raise ArchiveError("invalid pax header")
         if _PAX_OVERRIDES.fullmatch(record[2]):
             raise ArchiveError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
@@ -290,7 +289,7 @@ def _check_pax(records: bytes) -> None:
 
 
 def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
-    """Return the name of a regular file without folders, and an empty name for a folder; refuse everything else."""
+    """Return a regular file's base name, or an empty string for a folder; reject other types and unsafe names."""
     name = header.name
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or name[:1] in ("", "/"):
@@ -302,9 +301,9 @@ def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
     else:
         raise ArchiveError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
     if not set(folders).isdisjoint(wanted):
-        raise ArchiveError(f"folder {_quote(name)} has the name of a file")
+        raise ArchiveError(f"folder {_quote(name)}: expected a regular file with this name")
     if not plain and header.size:
-        raise ArchiveError(f"folder {_quote(name)} of {header.size} bytes")
+        raise ArchiveError(f"folder {_quote(name)}: expected no data, got {header.size} bytes")
     return plain
 
 

@@ -1,4 +1,4 @@
-"""The command line: arguments, signals, progress, result."""
+"""The command-line interface: arguments, signals, progress and the result file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM
 
 
 class _Interrupted(BaseException):
-    """A stop signal arrived."""
+    """Raised to abort the fetch after a stop signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -41,7 +41,7 @@ class _Interrupted(BaseException):
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output or error; when it cannot be written, the text is dropped instead of failing again at exit."""
+    """A wrapper for stdout or stderr that discards all output after a write error, so that Python exits cleanly."""
 
     def write(self, text: str) -> int:
         try:
@@ -53,7 +53,7 @@ class _Output(io.TextIOWrapper):
 
 def run() -> NoReturn:
     """Run the command and exit with its code."""
-    gc.disable()  # so short a process has nothing worth collecting, and searching for it takes a tenth of a fetch
+    gc.disable()  # garbage collection takes a tenth of a fetch's time and frees little in such a short process
     sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
     code = main()
     gc.freeze()
@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
     Parameters
     ----------
     argv : list of str, optional
-        Arguments; by default those of the process.
+        The command-line arguments; by default ``sys.argv[1:]``.
     manifest : Manifest, optional
-        Names, digests and mirrors.
+        The dataset's file names, digests and mirrors.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
     parser = _parser()
     argv = sys.argv[1:] if argv is None else argv
     if any(argument.startswith("--") and argument.endswith("=--") for argument in argv):
-        parser.error("expected another value than --")  # argparse before Python 3.13 drops it
+        parser.error("option value: expected text, got '--'")  # argparse before Python 3.13 removes it
     args = parser.parse_args(argv)
     if args.command == "show":
         return _show(args.folder, manifest)
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
 
 
 def _output(stream: TextIO | None) -> TextIO:
-    """Return a stream that accepts everything, even where the original is closed, full or limited to ASCII."""
+    """Wrap stdout or stderr so that writes never fail, even if the stream is closed, full or limited to ASCII."""
     if not isinstance(stream, io.TextIOWrapper):
         return open(os.devnull, "w", encoding="utf-8")
     return _Output(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
@@ -106,24 +106,24 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         default="",
         metavar="SOURCE",
-        help="http, https or file URL, path of an archive, or path of a folder that holds the files; "
-        "by default the built-in mirrors are tried in turn",
+        help="http, https or file URL, or path of an archive or of a folder containing the files "
+        "(default: the built-in mirrors, in turn)",
     )
-    get.add_argument("--checksum", default="", metavar="HEX", help="MD5 or SHA-256 that the archive must have")
+    get.add_argument("--checksum", default="", metavar="HEX", help="expected MD5 or SHA-256 of the archive")
     get.add_argument("--into", default="data", metavar="FOLDER", help="where to write the files (default: %(default)s)")
     get.add_argument(
         "--replace",
         action="store_true",
-        help="replace files in FOLDER that differ from the published ones, and remove those that SOURCE lacks",
+        help="replace files in FOLDER that differ from the published ones, and remove those missing from SOURCE",
     )
     get.add_argument(
         "--result",
         default="",
         metavar="FILE",
-        help="write the result or the error to FILE, as JSON, and exit with 0",
+        help="write the result or the error to FILE as JSON, and exit with 0",
     )
 
-    text = "list the files in a folder: size, lines, and whether each is the published one"
+    text = "list the files in a folder with their size, line count and verification status"
     show = commands.add_parser("show", help=text, description=_sentence(text), epilog=f"{_SHOW_EXAMPLE}; {_EXIT_CODES}")
     show.add_argument("folder", metavar="FOLDER", help="the folder to inspect")
     return parser
@@ -148,10 +148,10 @@ def _show(folder: str, manifest: Manifest) -> int:
         print(f"error: {interruption}", file=sys.stderr)
         return interruption.exit_code
     print(_table(files, "published"), end="", flush=True)
-    lacking = missing(files, manifest)
-    if lacking:
-        print(f"missing from {folder}: {', '.join(lacking)}", file=sys.stderr)
-    return 0 if not lacking and all(file.verified for file in files) else 1
+    missing_names = missing(files, manifest)
+    if missing_names:
+        print(f"missing from {folder}: {', '.join(missing_names)}", file=sys.stderr)
+    return 0 if not missing_names and all(file.verified for file in files) else 1
 
 
 def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
@@ -159,7 +159,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     handler = logging.StreamHandler(progress)
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings repeat what servers send, at any length
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote server data of unlimited length
     code, report = _fetch_or_explain(args, manifest, progress)
     if not args.result:
         if code:
@@ -179,7 +179,7 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
     received = _record_signals()
 
     def watch(stream: Stream) -> None:
-        # Only here does a signal stop the fetch. So it interrupts no cleanup, and no publication.
+        # Signals abort the fetch only here, never during cleanup or publishing.
         if received:
             raise _Interrupted(received[0])
         progress(stream)
@@ -205,7 +205,7 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
 
 
 class _Formatter(logging.Formatter):
-    """Prefix warnings."""
+    """Prefix warnings with ``warning: ``."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -213,10 +213,10 @@ class _Formatter(logging.Formatter):
 
 
 def _record_signals() -> list[int]:
-    """Return a list to which the stop signals are added that arrive from now on."""
+    """Install handlers for the stop signals; return a list to which they append each received signal."""
     received: list[int] = []
     for number in _STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # inherited, for example from nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # keep a disposition inherited from nohup
             signal.signal(number, lambda number, _frame: received.append(number))
     return received
 
@@ -229,9 +229,9 @@ def _table(files: Iterable[File], heading: str) -> str:
 
 
 def _write_atomically(path: str, text: str) -> None:
-    """Write a file so that readers find all of it or none."""
+    """Write a file under a temporary name, then rename it, so that readers never see a partial file."""
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        with open(path, "w", encoding="utf-8") as file:  # /dev/stdout or /dev/null must not be replaced
+        with open(path, "w", encoding="utf-8") as file:  # do not replace links or devices, such as /dev/stdout
             file.write(text)
         return
     part = path + ".part"

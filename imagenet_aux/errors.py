@@ -1,4 +1,4 @@
-"""Exceptions, each with one sentence for the user."""
+"""Exceptions whose text is shown to the user."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ _MAX_QUOTED = 200
 
 
 class FetchError(Exception):
-    """The files could not be fetched; the text tells the user why and what to do."""
+    """The files could not be fetched. The message says why, and what to do."""
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(redact(text)))
 
 
 class SourceError(FetchError):
-    """One source failed; another one may work."""
+    """One source failed; another source may work."""
 
 
 class ContentError(SourceError):
-    """The bytes received are not the expected file.
+    """The received bytes are not the expected file.
 
     Attributes
     ----------
     may_be_incomplete : bool
-        Whether missing bytes at the end could have caused the error.
+        Whether a truncated transfer could have caused the error.
     """
 
     may_be_incomplete = False
@@ -37,16 +37,16 @@ class VerificationError(ContentError):
 
 
 def printable(text: str) -> str:
-    r"""Return the text with control characters escaped (``\x1b``), so that it cannot control a terminal."""
+    r"""Escape control characters (``\x1b``), so that the text cannot control a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def shorten(value: object) -> str:
-    """Return a value that comes from a server or an archive, cut to at most 200 characters."""
+    """Convert an untrusted value to text and truncate it to 200 characters."""
     text = str(value)
     return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + "..."
 
 
 def redact(text: str) -> str:
-    """Return the text without the user names and passwords of URLs in it."""
+    """Remove user names and passwords from any URLs in the text."""
     return re.sub(r"//[^/?#\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""Try source after source: transfer, unpack, stage, verify, publish."""
+"""Fetch the dataset from the first source that works: transfer, unpack, stage, verify, publish."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .verify import File, FileInspector, digest_name, inspect_file, missing, new
 
 _log = logging.getLogger(__name__)
 
-MIN_RATE = 10_000  # bytes per second, below which the next source is tried
+MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another one is left
 
 
 class Result(NamedTuple):
-    """What was fetched.
+    """The result of a successful fetch.
 
     Attributes
     ----------
     source : str
-        The URL or path that served the files, without a password.
+        The URL or path that the files came from, without credentials.
     folder : str
-        Absolute path of the folder that holds them.
+        The absolute path of the target folder.
     files : list of File
-        In the order of the manifest.
+        The files that were written, in manifest order.
     """
 
     source: str
@@ -40,12 +40,12 @@ class Result(NamedTuple):
 
     @property
     def verified(self) -> bool:
-        """Whether every file is verified, by its own digest or the archive's."""
+        """Whether every file is verified, by its own digest or by the archive's."""
         return all(file.verified for file in self.files)
 
     @property
     def paths(self) -> dict[str, str]:
-        """The absolute path of each file, by its name."""
+        """The absolute path of each file, keyed by file name."""
         return {file.name: os.path.join(self.folder, file.name) for file in self.files}
 
 
@@ -58,25 +58,25 @@ def fetch(
     manifest: Manifest = MANIFEST,
     watch: Watch = lambda stream: None,
 ) -> Result:
-    """Fetch the dataset into a folder, or leave the folder as it is.
+    """Fetch the dataset into a folder; on failure, leave the folder unchanged.
 
     Parameters
     ----------
     source : str or path, optional
-        The only source: http, https or file URL, path of an archive, or path of a folder that holds the files. By
-        default the built-in mirrors are tried in turn.
+        The only source to try: an http, https or file URL, or the path of an archive or of a folder containing the
+        files. By default, the built-in mirrors are tried in turn.
     into : str or path, optional
-        The folder.
+        The target folder.
     checksum : str, optional
-        MD5 or SHA-256 that the archive must have, in hex.
+        Expected MD5 or SHA-256 of the archive, in hex.
     replace : bool, optional
-        Whether to replace files in the folder that differ from the published ones, and to remove files that the source
-        lacks.
+        Whether to replace files in the target folder that differ from the published ones, and to remove those that are
+        missing from the source.
     manifest : Manifest, optional
-        Names, digests and mirrors.
+        The dataset's file names, digests and mirrors.
     watch : callable, optional
-        Called with the `Stream` that is being read, whenever bytes arrive and twice a second while none do. If it
-        raises an exception, the fetch ends with it.
+        Called with the current `Stream` for each chunk, and twice a second while no data arrives. An exception that it
+        raises aborts the fetch.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def fetch(
     Raises
     ------
     FetchError
-        If no source works, or if the files cannot be written.
+        If every source fails, or the files cannot be written.
     """
     folder = os.path.abspath(into)
     candidates = sources.resolve(os.fspath(source), checksum, manifest)
@@ -112,7 +112,7 @@ def fetch(
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One source and where its files go."""
+    """A fetch from one source into a staging folder."""
 
     source: Source
     staging: Staging
@@ -121,7 +121,7 @@ class _Fetch:
     min_rate: float
 
     def files(self) -> list[File]:
-        """Stage the source's files and return those that may be published."""
+        """Stage and verify the source's files, and return them in manifest order."""
         files: list[File] = []
         for item in self.source.transfers:
             left = MAX_BYTES - sum(file.size for file in files)
@@ -135,7 +135,7 @@ class _Fetch:
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
 
     def _transfer(self, item: sources.Transfer, left: int) -> list[File]:
-        """Receive an archive or a single file, within the bytes that are left."""
+        """Stage the files of one transfer; a single file may have at most *left* bytes."""
         stream = transfer.open_stream(item.location, self.watch, self.min_rate)
         if not item.name:
             return stream.deliver(lambda chunks: self._unpack(chunks))
@@ -145,7 +145,7 @@ class _Fetch:
             raise SourceError(f"{item.name}: {error}") from None
 
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
-        """Stage the files of an archive, and verify its digest."""
+        """Stage the files of an archive, and verify them by its digest or theirs."""
         digest = self.source.digest
         hasher = new_hash(digest) if digest else None
         files = []
@@ -166,19 +166,19 @@ class _Fetch:
         return files
 
     def _receive(self, name: str, stream: Stream, chunks: Iterable[bytes], left: int) -> File:
-        """Stage a single file."""
-        received = transfer.reject_html(chunks)  # after the first bytes, the stream knows its size
+        """Stage a file that the source serves individually."""
+        received = transfer.reject_html(chunks)  # reads the first chunk, after which stream.size is set
         limited = transfer.limit_size(received, SourceError(f"larger than {MAX_BYTES >> 20} MiB in total"), left)
         return self._write(name, stream.size, limited)
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:
-        """Write a staged file while its digest is computed."""
+        """Write a staged file and compute its digest."""
         inspector = FileInspector(name, self.manifest.files[name], size or 0)
         with self.staging.create(name) as file:
             for chunk in chunks:
                 file.write(chunk)
                 inspector.update(chunk)
-        # Without a size no git blob id can be computed on the way.
+        # A git blob id starts with the size; if it is unknown, hash the file after writing it.
         result = inspector.result() if size is not None else inspect_file(self.staging.path(name), self.manifest)
         if self.source.builtin and not self.source.digest and not result.verified:
             raise VerificationError(f"{name} differs from the published file")
@@ -186,15 +186,15 @@ class _Fetch:
 
     def _require_complete(self, files: list[File]) -> None:
         if not files:
-            raise SourceError(f"holds none of the files {', '.join(self.manifest.files)}")
+            raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         optional = [item.name for item in self.source.transfers if item.optional]
-        lacking = [name for name in missing(files, self.manifest) if name not in optional]
-        if lacking and self.source.builtin:
-            raise SourceError(f"lacks the files {', '.join(lacking)}")
+        required = [name for name in missing(files, self.manifest) if name not in optional]
+        if required and self.source.builtin:
+            raise SourceError(f"missing files: {', '.join(required)}")
 
 
 def _hashed(chunks: Iterable[bytes], hasher: Any) -> Iterator[bytes]:
-    """Pass chunks through a hash, if there is one."""
+    """Pass chunks through, and add them to the hash if one is given."""
     for chunk in chunks:
         if hasher:
             hasher.update(chunk)
@@ -202,7 +202,7 @@ def _hashed(chunks: Iterable[bytes], hasher: Any) -> Iterator[bytes]:
 
 
 def _warn(failures: list[str], files: list[File], manifest: Manifest) -> None:
-    """Log the sources that failed, the files that differ from the published ones, and those that are missing."""
+    """Log failed sources, files that differ from the published ones, and missing files."""
     for failure in failures:
         _log.warning("%s", failure)
     differing = [file.name for file in files if not file.verified]

@@ -1,4 +1,4 @@
-"""The dataset's facts: its files, their published digests, and the built-in mirrors."""
+"""The dataset's file names, published digests and built-in mirrors."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Mapping, NamedTuple
 
 ARCHIVE_NAME = "caffe_ilsvrc12.tar.gz"
 
-# About three times the size of the dataset: the limit for a download, for what it unpacks to, and for the disk.
+# About three times the dataset's size. Limits the download, the unpacked data and the disk space used.
 MAX_BYTES = 200 << 20
 
 
 class Mirror(NamedTuple):
-    """A host that serves the dataset as an archive, or file by file.
+    """A host that serves the dataset, either as an archive or as individual files.
 
     Attributes
     ----------
     address : str
-        The URL that users see and pass.
+        The URL shown to users, and the one they pass to select this mirror.
     digest : str
-        MD5 or SHA-256 of the archive, in hex; empty if unknown.
+        Hex MD5 or SHA-256 of the archive; empty if unknown.
     query : str
-        Query string that the archive's URL needs.
+        Query string to append to the archive's URL.
     files : mapping of str to str
-        For a mirror without an archive: the URL of each file.
+        The URL of each file, for a mirror without an archive.
     optional : tuple of str
-        Names of files that this mirror may lack.
+        Names of files that may be missing from this mirror.
     """
 
     address: str
@@ -35,14 +35,14 @@ class Mirror(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Everything that is known about the dataset.
+    """The dataset's files and mirrors.
 
     Attributes
     ----------
     files : mapping of str to str
-        The digest of each file, in hex: SHA-256 (64 digits) or git blob id (40 digits).
+        The hex digest of each file: SHA-256 (64 digits) or git blob id (40 digits).
     mirrors : tuple of Mirror
-        In the order in which they are tried.
+        The mirrors, in the order to try them.
     """
 
     files: Mapping[str, str]
@@ -53,8 +53,8 @@ _GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd354000274
 _FORK = "https://raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
 
 MANIFEST = Manifest(
-    # Independent public repositories agree on each digest. Of train.txt and imagenet.bet.pickle only the git blob id
-    # is known.
+    # Several independent public repositories agree on each digest. For train.txt and imagenet.bet.pickle, only the git
+    # blob id is known.
     files={
         "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
         "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",
@@ -66,18 +66,18 @@ MANIFEST = Manifest(
         "val.txt": "4138c0cd92d2dffea9353a9339c9f352361b7c6c267d2ff989b366f154188257",
     },
     mirrors=(
-        Mirror(  # the MD5 is from MLCommons' script with the same uid
+        Mirror(  # MD5 from the MLCommons script with the same uid
             f"https://www.dropbox.com/s/92n2fyej3lzy3s3/{ARCHIVE_NAME}",
             digest="ee346d67141e476df9c1a3f813552503",
-            query="?dl=1",  # without it, Dropbox responds with HTML
+            query="?dl=1",  # otherwise Dropbox responds with an HTML page
         ),
-        Mirror(  # the SHA-256 is from OpenEmbedded's recipes for Caffe
+        Mirror(  # SHA-256 from the OpenEmbedded recipe for Caffe
             f"http://dl.caffe.berkeleyvision.org/{ARCHIVE_NAME}",
             digest="e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491",
         ),
         Mirror(f"https://armi.in/files/{ARCHIVE_NAME}", digest="ee346d67141e476df9c1a3f813552503"),
         Mirror(f"https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/{ARCHIVE_NAME}"),
-        Mirror(  # commits of git repositories, which cannot change
+        Mirror(  # pinned to commits, so the contents cannot change
             _GITHUB,
             files={
                 "synsets.txt": f"{_GITHUB}/ilsvrc_2012_synsets.txt",

@@ -1,4 +1,4 @@
-"""Show the progress of a transfer: a bar on a terminal, a line every few seconds elsewhere."""
+"""Report the progress of a transfer: a bar on a terminal, a line every few seconds otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MIN_CELLS = 8
 
 
 class Progress:
-    """Show the progress of the stream that it is called with."""
+    """A callable that reports the progress of a stream, and a text stream for log messages."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -26,7 +26,7 @@ class Progress:
         self._has_bar = False
 
     def __call__(self, stream: Stream) -> None:
-        """Show the progress, unless it was shown a moment ago."""
+        """Report the stream's progress, at most once per interval."""
         now = time.monotonic()
         if stream is not self._stream:
             self._stream, self._started, self._shown = stream, now, now
@@ -42,21 +42,21 @@ class Progress:
             self._put(text + "\n")
 
     def write(self, text: str) -> None:
-        """Write lines of text, over the bar if there is one."""
+        """Clear the bar, then write the text with control characters escaped."""
         self.clear()
         self._put(printable(text))
 
     def flush(self) -> None:
-        """Do nothing: `write` flushes. It makes this object a stream for `logging`."""
+        """Do nothing, since `write` flushes. `logging.StreamHandler` requires this method."""
 
     def clear(self) -> None:
-        """Remove the bar."""
+        """Erase the bar, if one is shown."""
         if self._has_bar:
             self._put("\r" + " " * self._width() + "\r")
             self._has_bar = False
 
     def _width(self) -> int:
-        """Return the columns of the terminal that can be used without a line break."""
+        """Return the terminal's width in columns, less one so that a full line does not wrap."""
         try:
             columns = os.get_terminal_size(self._out.fileno()).columns
         except OSError:
@@ -69,7 +69,7 @@ class Progress:
 
 
 def describe(stream: Stream, seconds: float) -> str:
-    """Return the size, rate and remaining time of a stream since its start, or that its host is waited for."""
+    """Return one line with the stream's size, rate and remaining time, or "waiting" before the first byte."""
     if not stream.received:
         return printable(f"waiting for {stream.label} ({stream.waited:.0f} s)")
     rate = stream.received / max(seconds, 1e-3)

@@ -1,4 +1,4 @@
-"""Turn the user's source, or the built-in mirrors, into a list of sources to try."""
+"""Build the list of sources to try, from the user's source or the built-in mirrors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from .verify import is_archive_digest
 
 
 class Transfer(NamedTuple):
-    """One thing to download or read: an archive, or one of the dataset's files."""
+    """One archive, or one of the dataset's files, to download or read."""
 
     location: str  # HTTP(S) URL or local path
-    name: str = ""  # of the file; empty for an archive
-    optional: bool = False  # whether the source is complete without it
+    name: str = ""  # file name; empty for an archive
+    optional: bool = False  # if True, the source is complete without this file
 
 
 class Source(NamedTuple):
-    """A place that has the dataset, as one archive or as single files."""
+    """A built-in mirror, or a user-supplied URL, archive or folder."""
 
     address: str  # URL or path, without a password
     transfers: list[Transfer]
-    builtin: bool = False  # a built-in mirror, of which every file must be verified
-    digest: str = ""  # of the archive, if known
-    require_match: bool = False  # whether an archive with another digest is refused, whatever it holds
+    builtin: bool = False  # if True, every file must match its published digest
+    digest: str = ""  # expected digest of the archive, if known
+    require_match: bool = False  # if True, reject an archive with a different digest, even if its files are verified
 
 
 def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
-    """Return the sources to try, in order: the user's, or the built-in mirrors, of which the user's choice is first."""
+    """Return the sources to try, in order: the user's source, or the built-in mirrors with the selected one first."""
     checksum = checksum.lower()
     if checksum and not is_archive_digest(checksum):
         raise FetchError(
@@ -49,7 +49,7 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
 
 
 def _normalized(address: str) -> str:
-    """Return a URL without its query and trailing slash, its scheme and host in lower case."""
+    """Strip the query and trailing slash from a URL, and lower-case its scheme and host."""
     scheme, separator, rest = address.partition("?")[0].rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
     return scheme.lower() + separator + host.lower() + slash + path
@@ -79,24 +79,24 @@ def _user_source(source: str, checksum: str, manifest: Manifest) -> Source:
 
 
 def _no_archive(address: str) -> FetchError:
-    return FetchError(f"{address} holds single files, but a checksum needs an archive. Leave --checksum out")
+    return FetchError(f"{address}: --checksum requires an archive, got individual files. Omit --checksum")
 
 
 def _local_path(source: str) -> str:
-    """Return the absolute path that a path or a file URL denotes."""
+    """Convert a path or a file URL to an absolute path."""
     if sys.platform == "win32":
-        source = re.sub('"$', r"\\", source)  # cmd passes "E:\" as E:", because \" escapes the quote
+        source = re.sub('"$', r"\\", source)  # "E:\" arrives as E:", because \" is an escaped quote
     if "://" not in source and not source.lower().startswith("file:"):
         return os.path.abspath(os.path.expanduser(source))
     scheme, _, rest = source.partition(":")
     if scheme.lower() != "file":
-        raise FetchError(f"{source}: expected an http, https or file URL, or the path of an archive or a folder")
+        raise FetchError(f"{source}: expected an http, https or file URL, or the path of an archive or folder")
     from urllib.request import url2pathname  # slow to import and rarely needed
 
     host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
     if host not in ("", "localhost"):
-        raise FetchError(f"{source}: expected a file URL of this machine, such as file:///path")
+        raise FetchError(f"{source}: expected a local file URL, such as file:///path")
     try:
         return os.path.abspath(url2pathname("/" + path))
-    except OSError as error:  # on Windows, for an invalid drive
+    except OSError as error:  # raised on Windows for an invalid drive
         raise FetchError(f"{source}: invalid file URL: {error}. Expected file:///C:/path") from None

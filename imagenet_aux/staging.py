@@ -1,4 +1,4 @@
-"""A temporary folder beside the target, from which verified files are published."""
+"""Stage files in a temporary folder next to the target, then publish them with atomic renames."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LOCK_NAME = "lock"
 _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
-_LOCK_SECONDS = 60.0  # publication takes milliseconds, unless readers on Windows delay it
+_LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _READER_SECONDS = 5.0
 _MAX_REMOVALS = 100
-# On Windows, 0o700 would restrict the published files to their owner, since a rename keeps their permissions.
+# On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
 
@@ -35,15 +35,15 @@ class StagingError(FetchError):
 
 
 class Staging:
-    """A context manager for a temporary folder, which is removed on exit.
+    """A context manager that creates a staging folder and removes it on exit.
 
-    Folders that killed processes left behind are removed too: those of this host when their lock is free, all others
-    after a day. A lock may be local to a host, so it proves nothing about the others.
+    It also removes the staging folders of killed processes: those of this host if their lock is free, and those of
+    other hosts after a day, because some network file systems keep locks local to each host.
     """
 
     def __init__(self, target: str, manifest: Manifest, replace: bool) -> None:
         with _wrap_os_errors(target):
-            self.target = os.path.realpath(target)  # the end of a link may be on another file system
+            self.target = os.path.realpath(target)  # a symbolic link may point to another file system
             is_apart = _on_other_filesystem(self.target)
         self._parent = self.target if is_apart else os.path.dirname(self.target)
         self._prefix = os.path.basename(self.target)
@@ -78,19 +78,19 @@ class Staging:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """Create a staged file; raise `StagingError` if it cannot be written."""
+        """Open a staged file for writing; raise `StagingError` if it cannot be written."""
         path = self.path(name)
         with _wrap_os_errors(path), open(path, "wb") as file:
             yield file
 
     def publish(self, names: Collection[str]) -> None:
-        """Move staged files to the target, each by one rename; on failure restore what was there."""
+        """Rename each staged file into the target; on failure, restore the target's previous files."""
         with _wrap_os_errors(self.target), _exclusive(self._lock_path):
             self._require_replaceable(names)
             self._swap([name for name in self._manifest.files if self._replace or name in names], names)
 
     def _require_replaceable(self, names: Collection[str]) -> None:
-        """Raise `StagingError` for files that must not be replaced."""
+        """Raise `StagingError` if the target contains files that must not be replaced."""
         foreign = []
         for name in self._manifest.files:
             path = os.path.join(self.target, name)
@@ -106,12 +106,12 @@ class Staging:
                 foreign.append(name)
         if foreign:
             raise StagingError(
-                f"{self.target} holds other files with the names {', '.join(foreign)}. "
-                "Choose another folder, move them away, or pass --replace"
+                f"{self.target} contains other files named {', '.join(foreign)}. "
+                "Choose another folder, move the files away, or pass --replace"
             )
 
     def _is_known(self, name: str, is_staged: bool) -> bool:
-        """Return whether a file in the target is the published one, or equal to the staged one."""
+        """Return whether a file in the target matches its published digest or the staged file."""
         path = os.path.join(self.target, name)
         try:
             if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
@@ -123,7 +123,7 @@ class Staging:
             return False
 
     def _swap(self, changed: list[str], names: Collection[str]) -> None:
-        """Replace or remove the files that change; undo everything if one of them fails."""
+        """Replace or remove the changed files; roll back if any step fails."""
         is_new = not os.path.isdir(self.target)
         try:
             os.makedirs(self.target, exist_ok=True)
@@ -140,7 +140,7 @@ class Staging:
             raise
 
     def _restore(self, name: str, is_moved: bool) -> None:
-        """Move the old file back, or remove the new one if there was none."""
+        """Move the old file back; if there was no old file, remove the new one."""
         old = self.path(name + _OLD_SUFFIX)
         if os.path.lexists(old):
             self._move(old, name)
@@ -148,7 +148,7 @@ class Staging:
             self._move(None, name)
 
     def _keep_old(self, name: str) -> None:
-        """Link the old file into the staging folder, or move it there if the file system has no hard links."""
+        """Back up the old file in the staging folder, by a hard link or, if links are not supported, by a rename."""
         path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
         with _wrap_os_errors(path), contextlib.suppress(FileNotFoundError):
             try:
@@ -160,7 +160,7 @@ class Staging:
                 _retry_while_in_use(lambda: os.replace(path, old))
 
     def _move(self, source: str | None, name: str) -> None:
-        """Move a file to the target under that name; without a source, remove what is there."""
+        """Move *source* to *name* in the target; if *source* is None, remove *name*."""
         path = os.path.join(self.target, name)
         with _wrap_os_errors(path):
             if source:
@@ -170,7 +170,7 @@ class Staging:
                     _retry_while_in_use(lambda: os.remove(path))
 
     def _remove_abandoned(self, has_locks: bool) -> None:
-        """Remove the staging folders of processes that were killed; called under the exclusive lock."""
+        """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
         pattern = re.compile(rf"{re.escape(self._prefix)}\.(.*)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
         for name in os.listdir(self._parent):
             path = os.path.join(self._parent, name)
@@ -179,15 +179,15 @@ class Staging:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _clean_up(self) -> None:
-        """Remove the staging folder, and the folders above it that were created and are empty."""
+        """Remove the staging folder, and any parent folders that this object created, if empty."""
         shutil.rmtree(self._path, ignore_errors=True)
         for folder in self._created:
-            with contextlib.suppress(OSError):  # another process may use it
+            with contextlib.suppress(OSError):  # not empty: another process uses it
                 os.rmdir(folder)
 
 
 def _missing_folders(path: str) -> list[str]:
-    """Return the folders that a path needs and that do not exist, the deepest first."""
+    """Return *path* and its parents that do not exist, deepest first."""
     folders = []
     while not os.path.lexists(path):
         folders.append(path)
@@ -196,14 +196,14 @@ def _missing_folders(path: str) -> list[str]:
 
 
 def _on_other_filesystem(target: str) -> bool:
-    """Return whether nothing beside the target can be renamed into it: it is a mount, or its parent is not writable."""
+    """Return whether the target is a mount point, or its parent is not writable: then stage inside the target."""
     if not os.path.isdir(target):
         return False
     parent = os.path.dirname(target)
     if os.path.ismount(target) or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
         return True
     probe = os.urandom(8).hex()
-    try:  # Linux refuses to rename between two mounts, even of one file system, before it looks for the file
+    try:  # between two mounts, rename fails with EXDEV before Linux checks that the file exists
         os.rename(os.path.join(target, probe), os.path.join(parent, probe))
     except OSError as error:
         return error.errno == errno.EXDEV
@@ -212,12 +212,12 @@ def _on_other_filesystem(target: str) -> bool:
 
 @contextlib.contextmanager
 def _exclusive(path: str) -> Iterator[bool]:
-    """Hold a lock file, which is removed at the end; yield whether the file system has locks."""
+    """Hold a lock file and remove it on exit; yield False if the file system does not support locks."""
     while True:
         with _open_lock_file(path) as file:
             has_lock = _wait_for_lock(file)
             if has_lock and not _is_same_file(file, path):
-                continue  # the last holder removed it: lock the new one
+                continue  # the previous holder removed the file after it was opened here: lock the new one
             try:
                 yield has_lock
             finally:
@@ -229,20 +229,20 @@ def _exclusive(path: str) -> Iterator[bool]:
 
 
 def _open_lock_file(path: str) -> IO[bytes]:
-    """Open a file for writing, since NFS locks no others; create it, and the folders above it, if missing."""
+    """Open the lock file for writing, as NFS locks require; create it and its parent folders if needed."""
     removals = 0
     while True:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return _open_shared(path)
-        except (FileNotFoundError, FileExistsError):  # another process removed a folder that it had created
+        except (FileNotFoundError, FileExistsError):  # another process is removing a parent folder, or the file
             removals += 1
             if removals == _MAX_REMOVALS:
                 raise
 
 
 def _open_shared(path: str) -> IO[bytes]:
-    """Open a file that other users may open too."""
+    """Open a file that other users can open too."""
     try:
         file = open(path, "xb")  # noqa: SIM115 - the caller closes it
     except FileExistsError:
@@ -253,7 +253,7 @@ def _open_shared(path: str) -> IO[bytes]:
 
 
 def _wait_for_lock(file: IO[bytes]) -> bool:
-    """Lock an open file; return False if the file system has no locks."""
+    """Wait for the lock on an open file; return False if the file system does not support locks."""
     give_up = time.monotonic() + _LOCK_SECONDS
     while time.monotonic() < give_up:
         try:
@@ -262,11 +262,11 @@ def _wait_for_lock(file: IO[bytes]) -> bool:
         except OSError:
             return False
         time.sleep(0.02)
-    raise StagingError(f"cannot lock {file.name}: another process has locked it for {_LOCK_SECONDS:.0f} s")
+    raise StagingError(f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s")
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Lock an open file; return False if it is locked already."""
+    """Try to lock an open file without waiting; return False if it is already locked."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -292,20 +292,20 @@ def _is_same_file(file: IO[bytes], path: str) -> bool:
 
 
 def _is_abandoned(folder: str, is_local: bool) -> bool:
-    """Return whether the process of a staging folder is dead: its lock is free, or on another host, it is old."""
+    """Return whether a staging folder's process is dead: its lock is free or, for other hosts, the folder is a day old."""
     try:
         if not is_local:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
         with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
             return _lock(file)
     except FileNotFoundError:
-        return True  # it was killed before it created the lock
+        return True  # the process was killed before it created the lock file
     except OSError:
         return False
 
 
 def _retry_while_in_use(change: Callable[[], object]) -> None:
-    """Make a change; on Windows wait for readers, since it refuses to replace an open file."""
+    """Call *change*; on Windows, retry while another program has the file open."""
     give_up = time.monotonic() + _READER_SECONDS
     while True:
         try:
@@ -319,7 +319,7 @@ def _retry_while_in_use(change: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _wrap_os_errors(path: str) -> Iterator[None]:
-    """Turn an OSError into a `StagingError` that names the path."""
+    """Convert an OSError to a `StagingError` that names the path."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Transfers: the bytes of one URL or one local file."""
+"""Read the contents of a URL or a local file as a stream of chunks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 class Stream:
-    """The bytes of one transfer.
+    """The contents of one URL or local file, as an iterable of chunks.
 
     Attributes
     ----------
     label : str
-        The host, or the file's name.
+        The host name, or the file's base name.
     received : int
-        Bytes so far.
+        Number of bytes received so far.
     size : int or None
-        Bytes in total; None if unknown.
+        Total size in bytes; None if unknown.
     """
 
     def __init__(self, label: str) -> None:
@@ -41,7 +41,7 @@ class Stream:
         return 0.0
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``; a subclass may call it again, with the bytes from the first one."""
+        """Return ``consume(chunks)``. A subclass may retry: it then calls *consume* again, from the first byte."""
         return consume(self)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -52,7 +52,7 @@ Watch = Callable[[Stream], None]
 
 
 class LocalFile(Stream):
-    """A local file; it is read once."""
+    """The contents of a local file."""
 
     def __init__(self, path: str, watch: Watch) -> None:
         super().__init__(os.path.basename(path))
@@ -61,7 +61,7 @@ class LocalFile(Stream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            if not stat.S_ISREG(os.stat(self._path).st_mode):  # a FIFO would block
+            if not stat.S_ISREG(os.stat(self._path).st_mode):  # opening a FIFO would block
                 raise SourceError("not a regular file: expected an archive, or one of the dataset's files")
             with open(self._path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
@@ -77,23 +77,23 @@ class LocalFile(Stream):
 
 
 def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
-    """Return the stream of an HTTP(S) URL, with a minimum rate in bytes per second, or of a path."""
+    """Open a URL or a path; *min_rate*, in bytes per second, applies to URLs only."""
     if not is_http(location):
         return LocalFile(location, watch)
     try:
         from .download import Download  # imports requests, which local files do not need
     except ImportError as error:
-        raise FetchError(f"HTTP needs the package requests: {error}. Run: pip install requests") from None
+        raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
     return Download(location, watch, min_rate)
 
 
 def is_http(location: str) -> bool:
-    """Return whether a location is an HTTP(S) URL rather than a path."""
+    """Return whether the location is an HTTP(S) URL."""
     return location.lower().startswith(("http://", "https://"))
 
 
 def limit_size(chunks: Iterable[bytes], error: Exception, limit: int = MAX_BYTES) -> Iterator[bytes]:
-    """Pass chunks through; raise the error if they exceed the limit."""
+    """Pass chunks through; raise *error* if they exceed *limit* bytes in total."""
     total = 0
     for chunk in chunks:
         total += len(chunk)
@@ -103,7 +103,7 @@ def limit_size(chunks: Iterable[bytes], error: Exception, limit: int = MAX_BYTES
 
 
 def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Return the chunks; raise `ContentError` if they start like HTML or XML."""
+    """Return an iterator over the chunks; raise `ContentError` if they start like HTML or XML."""
     iterator = iter(chunks)
     start = b""
     for chunk in iterator:
@@ -111,5 +111,5 @@ def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if start.strip(_IGNORABLE_PREFIX) or len(start) > _MAX_PREFIX_BYTES:
             break
     if start.lstrip(_IGNORABLE_PREFIX).startswith(b"<"):
-        raise ContentError("HTML or XML instead of the file: the link may have expired, or need a login")
+        raise ContentError("HTML or XML instead of the file: the link may have expired, or may require a login")
     return itertools.chain([start], iterator)

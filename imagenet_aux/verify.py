@@ -11,7 +11,7 @@ from typing import Any, Iterable, NamedTuple
 from .manifest import MANIFEST, Manifest
 
 _CHUNK_BYTES = 1 << 20
-# By the number of hex digits. MD5 and SHA-256 identify archives, a git blob id or a SHA-256 identifies a file.
+# Keyed by the number of hex digits. Archive digests are MD5 or SHA-256; file digests are SHA-256 or git blob ids.
 _ALGORITHMS = {32: "MD5", 40: "SHA-1", 64: "SHA-256"}
 
 
@@ -23,11 +23,11 @@ class File(NamedTuple):
     name : str
         One of the manifest's file names.
     size : int
-        In bytes.
+        Size in bytes.
     lines : int or None
         Number of line feeds; None if the file is not text.
     verified : bool
-        Whether its digest is the published one.
+        Whether the file matches its published digest.
     """
 
     name: str
@@ -37,7 +37,7 @@ class File(NamedTuple):
 
 
 class FileInspector:
-    """Count and hash the bytes of one file while they pass; its size in bytes is a part of a git blob id."""
+    """Hash a file and count its lines, chunk by chunk; a git blob id also includes *size*, the file's size in bytes."""
 
     def __init__(self, name: str, expected: str, size: int) -> None:
         self._name = name
@@ -56,13 +56,13 @@ class FileInspector:
             self._lines += chunk.count(b"\n")
 
     def result(self) -> File:
-        """Return what the bytes so far amount to."""
+        """Return the file's properties, based on the bytes added so far."""
         lines = self._lines if self._is_text else None
         return File(self._name, self._size, lines, self._hash.hexdigest() == self._expected)
 
 
 def inspect_file(path: str, manifest: Manifest) -> File:
-    """Read one of the dataset's files; its path must end in the file's name."""
+    """Read and verify one of the dataset's files, identified by its base name."""
     name = os.path.basename(path)
     with open(path, "rb") as file:
         inspector = FileInspector(name, manifest.files[name], os.fstat(file.fileno()).st_size)
@@ -78,19 +78,19 @@ def inspect_file(path: str, manifest: Manifest) -> File:
 
 
 def inspect_folder(folder: str | os.PathLike[str], manifest: Manifest = MANIFEST) -> list[File]:
-    """Read each of the dataset's files in a folder and compare it with its published digest.
+    """Verify each of the dataset's files in a folder against its published digest.
 
     Parameters
     ----------
     folder : str or path
-        The folder.
+        The folder to inspect.
     manifest : Manifest, optional
-        Names and digests.
+        The expected file names and digests.
 
     Returns
     -------
     list of File
-        In the order of the manifest, without those that are missing.
+        The files that exist, in manifest order.
 
     Raises
     ------
@@ -109,22 +109,22 @@ def _is_regular_file(path: str) -> bool:
 
 
 def missing(files: Iterable[File], manifest: Manifest) -> list[str]:
-    """Return the names of the dataset's files that are not among *files*."""
+    """Return the names of the dataset's files that are not in *files*."""
     present = {file.name for file in files}
     return [name for name in manifest.files if name not in present]
 
 
 def new_hash(digest: str) -> Any:
-    """Return a hashlib object for the algorithm of a hex digest; it also works where FIPS mode blocks MD5 and SHA-1."""
+    """Return a new hash object for a hex digest's algorithm; MD5 and SHA-1 also work in FIPS mode."""
     new = getattr(hashlib, digest_name(digest).replace("-", "").lower())
     return new(usedforsecurity=False) if sys.version_info >= (3, 9) else new()
 
 
 def digest_name(digest: str) -> str:
-    """Return the name of a hex digest's algorithm."""
+    """Return the algorithm of a hex digest, judged by its length."""
     return _ALGORITHMS[len(digest)]
 
 
 def is_archive_digest(text: str) -> bool:
-    """Return whether a text is an MD5 or a SHA-256 in lower-case hex."""
+    """Return whether *text* is a lower-case hex MD5 or SHA-256."""
     return len(text) in (32, 64) and not text.strip("0123456789abcdef")

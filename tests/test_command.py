@@ -105,8 +105,7 @@ def test_replace_allows_replacing_other_files(work: Path, source: Path, sample_f
     result = run_command(work, "fetch", source)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
-        f"error: {data} holds other files with the names val.txt. "
-        "Choose another folder, move them away, or pass --replace"
+        f"error: {data} contains other files named val.txt. Choose another folder, move the files away, or pass --replace"
     )
     assert read_data(work) == {"val.txt": b"mine"}
     assert run_command(work, "fetch", source, "--replace").returncode == 0
@@ -361,7 +360,9 @@ def test_missing_requests_is_reported(work: Path, tmp_path: Path) -> None:
     env = run_at_start(tmp_path / "without", "import sys; sys.modules['requests'] = None")
     result = run_command(work, "fetch", "http://127.0.0.1:1/a", **env)
     assert result.returncode == 1
-    assert re.search(r"^error: HTTP needs the package requests: .*\. Run: pip install requests$", result.stderr, re.M)
+    assert re.search(
+        r"^error: HTTP requires the requests package: .*\. Run: pip install requests$", result.stderr, re.M
+    )
 
 
 def test_old_digests_work_under_a_fips_policy(work: Path, archive: bytes) -> None:

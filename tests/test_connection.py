@@ -34,7 +34,7 @@ NO_RESPONSE = r"no response from 127\.0\.0\.1: "
 NOT_GZIP = r"not gzip: expected a \.tar\.gz archive, got "
 OFFERS = r"the server offers "
 STATUS = r"the server responded "
-TRUNCATED = r"truncated: the bytes end before the gzip trailer"
+TRUNCATED = r"truncated: the data ends before the gzip trailer"
 
 
 def with_headers(**headers: str) -> Reply:

@@ -292,7 +292,7 @@ def test_refuses_an_archive_without_all_files(hosts: Hosts, tmp_path: Path, samp
     hosts.serve(MIRRORS[0].address, sample_archive.pack_files({"val.txt": sample_files["val.txt"]}))
     result = hosts.fetch(tmp_path)
     missing = ", ".join(name for name in MANIFEST.files if name != "val.txt")
-    assert f"warning: {MIRRORS[0].address}: lacks the files {missing}\n" in result.stderr
+    assert f"warning: {MIRRORS[0].address}: missing files: {missing}\n" in result.stderr
     assert read_data(tmp_path) == sample_files
 
 
@@ -345,7 +345,7 @@ def test_checksum_that_no_mirror_has_fails(algorithm: str, hosts: Hosts, tmp_pat
 
 def test_checksum_with_a_mirror_of_single_files_fails(hosts: Hosts, tmp_path: Path) -> None:
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, "--checksum", "0" * 32)
-    expected = f"error: {SINGLE_FILES.address} holds single files, but a checksum needs an archive."
+    expected = f"error: {SINGLE_FILES.address}: --checksum requires an archive, got individual files."
     assert result.returncode == 1 and result.stderr.startswith(expected)
     assert hosts.requested == []
 

@@ -93,7 +93,7 @@ def test_resolves_a_folder_to_the_files_in_it(tmp_path: Path) -> None:
 
 
 def test_refuses_a_checksum_for_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"holds single files, but a checksum needs an archive. Leave --checksum out"):
+    with pytest.raises(FetchError, match=r"--checksum requires an archive, got individual files. Omit --checksum"):
         resolve_one(tmp_path, "0" * 32)
 
 
@@ -118,7 +118,7 @@ def test_refuses_other_schemes(url: str) -> None:
 
 
 def test_refuses_a_file_url_of_another_host() -> None:
-    with pytest.raises(FetchError, match="expected a file URL of this machine, such as file:///path"):
+    with pytest.raises(FetchError, match="expected a local file URL, such as file:///path"):
         resolve_one("file://host/a.tar.gz")
 
 

@@ -92,7 +92,7 @@ def test_refuses_to_replace_other_files(names: list[str], work: Path, source: Pa
     with pytest.raises(FetchError) as caught:
         fetch_into(data, source)
     assert str(caught.value) == (
-        f"{data} holds other files with the names {', '.join(names)}. "
+        f"{data} contains other files named {', '.join(names)}. "
         "Choose another folder, move them away, or pass --replace"
     )
     assert read_data(work) == files
@@ -119,7 +119,7 @@ def test_compares_the_content_of_files(
 def test_refuses_to_remove_other_files(work: Path, source: Path) -> None:
     (source / "train.txt").unlink()
     files = {"train.txt": b"mine"}
-    with pytest.raises(FetchError, match=r"holds other files with the names train\.txt\."):
+    with pytest.raises(FetchError, match=r"contains other files named train\.txt\."):
         fetch_into(write_files(work / "data", files), source)
     assert read_data(work) == files
 
@@ -174,7 +174,7 @@ def test_replaces_a_link_but_not_what_it_points_to(
     if content == "same":
         fetch_into(work / "data", source)
     else:
-        with pytest.raises(FetchError, match=r"holds other files with the names val\.txt\."):
+        with pytest.raises(FetchError, match=r"contains other files named val\.txt\."):
             fetch_into(work / "data", source)
         assert os.listdir(work / "data") == ["val.txt"] and os.readlink(work / "data" / "val.txt") == "../link"
         fetch_into(work / "data", source, replace=True)
@@ -220,7 +220,7 @@ def test_does_not_read_or_copy_a_huge_file(tmp_path: Path, work: Path, source: P
         os.truncate(path, 1 << 42)
     except OSError:
         pytest.skip("the file system has no files of this size")
-    assert "holds other files with the names val.txt" in run_command(work, "fetch", source, **NO_COVERAGE).stderr
+    assert "contains other files named val.txt" in run_command(work, "fetch", source, **NO_COVERAGE).stderr
     assert run_command(work, "fetch", source, "--replace", **NO_COVERAGE).returncode == 0
     assert path.stat().st_size == (source / "val.txt").stat().st_size
 
@@ -232,7 +232,7 @@ def test_refuses_to_replace_a_file_that_it_cannot_read(
     path = write_files(work / "data", {"val.txt": sample_files["val.txt"]}) / "val.txt"
     path.chmod(0)
     result = run_command(work, "fetch", source, prefix=without_privileges())
-    assert result.returncode == 1 and "holds other files with the names val.txt" in result.stderr
+    assert result.returncode == 1 and "contains other files named val.txt" in result.stderr
     assert run_command(work, "fetch", source, "--replace", prefix=without_privileges()).returncode == 0
     assert read_data(work) == sample_files
 
@@ -816,7 +816,7 @@ def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monke
     path = work / "data.imagenet-aux.lock"
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(FetchError, match=f"^cannot lock {re.escape(str(path))}: another process has locked it"):
+        with pytest.raises(FetchError, match=f"^cannot lock {re.escape(str(path))}: another process has held the lock"):
             fetch_into(work / "data", source)
     assert os.listdir(work) == [path.name]
 

@@ -1,4 +1,4 @@
-"""Produce an iterator's items in a background thread, with timeouts that do not depend on the clock."""
+"""Produce an iterator's items in a background thread, with timeouts that ignore suspension of the process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class WaitTimeout(Exception):
 
 
 class BackgroundIterator(Generic[T]):
-    """Run a generator in a background thread, a few items ahead of the caller; call *on_wait* while it waits."""
+    """Run a generator in a background thread, a few items ahead; call *on_wait* while the caller waits for an item."""
 
     def __init__(self, items: Generator[T, None, None], on_wait: Callable[[], None]) -> None:
-        self.waited = 0.0  # seconds; a suspension of the process does not count
+        self.waited = 0.0  # seconds, not counting time for which the process was suspended
         self._on_wait = on_wait
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(_DEPTH)
         self._closed = threading.Event()
@@ -31,12 +31,12 @@ class BackgroundIterator(Generic[T]):
         self._thread.start()
 
     def next(self, timeout: float) -> T | None:
-        """Return the next item, or None after the last one; raise what the generator raised, or `WaitTimeout`."""
+        """Return the next item, or None after the last one; raise the generator's exception, or `WaitTimeout`."""
         limit = self.waited + timeout
         while True:
             started = time.monotonic()
             try:
-                # Short waits: Windows delivers Ctrl-C only between them, and a suspension counts as one of them.
+                # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension adds at most one.
                 item = self._queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 self.waited += _POLL_SECONDS
@@ -50,15 +50,15 @@ class BackgroundIterator(Generic[T]):
                     raise item
                 return item
             finally:
-                del item  # an error's traceback refers to this frame: break the cycle
+                del item  # the exception's traceback references this frame: break the cycle
 
     def close(self) -> None:
-        """Stop the thread at its next item and wait for it."""
+        """Stop the thread at its next item, and wait for it to end."""
         self._closed.set()
         give_up = time.monotonic() + _JOIN_SECONDS
         while self._thread.is_alive() and time.monotonic() < give_up:
             with contextlib.suppress(queue.Empty):
-                self._queue.get_nowait()  # makes room, in case the thread waits for it
+                self._queue.get_nowait()  # unblocks the thread if the queue is full
             self._thread.join(0.01)
 
     def _produce(self, items: Generator[T, None, None]) -> None:
@@ -72,4 +72,4 @@ class BackgroundIterator(Generic[T]):
         except BaseException as error:
             end = error  # next() raises it in the caller's thread
         self._queue.put(end)
-        end = None  # the error's traceback refers to this frame: break the cycle, so that sockets are closed now
+        end = None  # the exception's traceback references this frame: break the cycle, so that sockets close now

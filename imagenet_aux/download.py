@@ -3,8 +3,8 @@
 requests honours the proxy variables, ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE`` and ``~/.netrc``. Certificates are
 always verified.
 
-The retry policy is `Download`: it resumes after a connection fault, restarts when the received bytes are of no use, and
-gives up when neither helps.
+`Download` implements the retry policy: it resumes after a connection fault, restarts if the received bytes cannot be
+used, and gives up after too many attempts.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ _log = logging.getLogger(__name__)
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK_BYTES = 1 << 18
-_MAX_HEADER_BYTES = 1 << 18  # of all responses in a chain of redirects
+_MAX_HEADER_BYTES = 1 << 18  # total over all responses in a chain of redirects
 _MAX_REDIRECTS = 20
 _WATCH_SECONDS = 0.5
 
 CONNECT_SECONDS = 5.0  # for each address of a host
-STALL_SECONDS = 15.0  # for the headers of a response, redirects included; then for each MIN_CHUNK_BYTES of the body
+STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each MIN_CHUNK_BYTES of the body
 MIN_CHUNK_BYTES = 4096
-RATE_SECONDS = 30.0  # over which the rate of a download is measured
-MAX_ATTEMPTS = 5  # in a row that bring less than MIN_PROGRESS_BYTES
+RATE_SECONDS = 30.0  # length of each measurement of the download rate
+MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
-MAX_IDLE_SECONDS = 20.0  # without progress, after which no further request is made
+MAX_IDLE_SECONDS = 20.0  # no retry after this time without data
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
-# Everything that a request is known to raise: requests lets errors of urllib3, http.client and the system through.
+# requests does not wrap all errors of urllib3, http.client and the OS, so catch those too.
 _REQUEST_ERRORS = (OSError, ValueError, WaitTimeout, http.client.HTTPException, urllib3.exceptions.HTTPError)
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
-# The first entry whose type matches the error or one of its causes.
+# The first entry whose type matches the error or any of its causes applies.
 _ERROR_TEXTS = (
     (requests.exceptions.ProxyError, "cannot reach {host} through the proxy: {cause}"),
-    (requests.exceptions.SSLError, "no trusted connection to {host}: {cause}"),
-    (http.client.IncompleteRead, "the connection was cut"),
+    (requests.exceptions.SSLError, "TLS error for {host}: {cause}"),
+    (http.client.IncompleteRead, "the connection closed too early"),
     (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
-    (http.client.HTTPException, "the response of {host} is not HTTP: {cause}"),
+    (http.client.HTTPException, "the response from {host} is not HTTP: {cause}"),
     ((requests.ConnectionError, requests.Timeout, WaitTimeout), "no response from {host}: {cause}"),
-    (ValueError, "invalid URL, or redirect to one: {error}"),
+    (ValueError, "invalid URL or redirect: {error}"),
     (requests.TooManyRedirects, "{cause}"),
     (Exception, "the connection broke: {cause}"),
 )
@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 class _ConnectionFault(SourceError):
-    """Another request may succeed, after *pause* seconds if the server sets one."""
+    """A fault that another request may fix, after *pause* seconds; None for the default backoff."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -76,11 +76,11 @@ class _ConnectionFault(SourceError):
 
 
 class _RestartRequired(SourceError):
-    """The remaining bytes do not fit the received ones."""
+    """The download must restart: the server's response does not continue the received bytes."""
 
 
 class Download(Stream):
-    """The bytes of one URL; slower than *min_rate* bytes per second is an error."""
+    """A download with retries; it fails if it is slower than *min_rate* bytes per second."""
 
     def __init__(self, url: str, watch: Watch, min_rate: float) -> None:
         super().__init__(_host(url))
@@ -91,11 +91,11 @@ class Download(Stream):
         self._exchange: _Exchange | None = None
         self._is_resumed = False
         self._has_response = False
-        self._attempts = 0  # in a row without progress
-        self._best = 0  # bytes received at the last progress; a restart makes none until it gets further
-        self._waited_before = 0.0  # in earlier exchanges and pauses
-        self._active = 0.0  # waited, when bytes last arrived
-        self._rate_start, self._rate_bytes = 0.0, 0  # the present measurement of the rate
+        self._attempts = 0  # consecutive attempts without progress
+        self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
+        self._waited_before = 0.0  # `waited` in earlier exchanges and pauses
+        self._active = 0.0  # `waited` when bytes last arrived
+        self._rate_start, self._rate_bytes = 0.0, 0  # current measurement of the rate
 
     @property
     def waited(self) -> float:
@@ -103,7 +103,7 @@ class Download(Stream):
         return self._waited_before + (self._exchange.items.waited if self._exchange else 0.0)
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``; call it again with the bytes from the first one if that may help."""
+        """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
         try:
             while True:
                 try:
@@ -120,7 +120,7 @@ class Download(Stream):
             self._close()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes from the first one; resume after connection faults."""
+        """Yield the file's chunks; resume after connection faults."""
         while True:
             try:
                 for chunk in self._response().chunks():
@@ -134,7 +134,7 @@ class Download(Stream):
             gc.collect()  # urllib3's errors refer to responses, in cycles, and the command disables the collector
 
     def _response(self) -> _Exchange:
-        """Return the open response, or request the remaining bytes."""
+        """Return the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
             self._exchange = _Exchange(self._url, self._range_headers(), lambda: self._watch(self))
             self._read_head(self._request_head(self._exchange))
@@ -160,12 +160,12 @@ class Download(Stream):
         headers = {"Range": f"bytes={self.received}-"}
         etag = self._validators.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else self._validators.get("Last-Modified")
-        if validator:  # If-Range takes a strong ETag or a date
+        if validator:  # If-Range requires a strong ETag or a date
             headers["If-Range"] = validator
         return headers
 
     def _read_head(self, response: requests.Response) -> None:
-        """Take the size and the validators from a response, or raise what its status means."""
+        """Check the status of a response and store its size and validators."""
         self._has_response = True
         status = response.status_code
         if status in _RETRYABLE_STATUS:
@@ -174,45 +174,46 @@ class Download(Stream):
             self._require_same_file(response)
             self._is_resumed = True
         elif status == 416 and self.received:
-            self._restart(f"the server has no remaining bytes ({_status_text(response)})")
+            self._restart(f"the remaining bytes are not available ({_status_text(response)})")
         elif status == 200:
             self._begin(response)
         else:
             raise SourceError(_status_text(response))
 
     def _begin(self, response: requests.Response) -> None:
-        """Take the response as the whole file."""
+        """Start receiving the whole file from a 200 response."""
         had_bytes = self.received > 0
         self.received = 0
         self.size = _content_length(response)
         self._validators = _validators(response)
         self._is_resumed = False
         if self.size is not None and self.size > MAX_BYTES:
-            raise SourceError(f"the server offers {self.size} bytes: expected at most {MAX_BYTES >> 20} MiB")
-        if had_bytes:  # the response stays open, and the restart uses it
+            raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
+        if had_bytes:  # keep the response open: the restart reads it
             raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:
-        """Restart unless a partial response continues the received bytes."""
+        """Restart the download unless a partial response continues the received bytes."""
         content_range = response.headers.get("Content-Range", "")
         match = _CONTENT_RANGE.fullmatch(content_range.strip())
         if not match or int(match[1]) != self.received:
-            self._restart(f"Content-Range: expected bytes from {self.received} on, got {shorten(repr(content_range))}")
+            self._restart(f"Content-Range: expected bytes {self.received}-, got {shorten(repr(content_range))}")
         if match[2] != "*":
             total = int(match[2])
             if self.size not in (None, total):
-                self._restart(f"the file changed: it had {self.size} bytes and now has {total}")
+                self._restart(f"the file changed: expected {self.size} bytes, got {total}")
             self.size = total
         for name, value in _validators(response).items():
             if self._validators.get(name, value) != value:
-                self._restart(f"the file changed: {name} was {shorten(self._validators[name])}, now {shorten(value)}")
+                old = shorten(self._validators[name])
+                self._restart(f"the file changed: expected {name} {old}, got {shorten(value)}")
 
     def _restart(self, reason: str) -> NoReturn:
         self._close()
         raise _RestartRequired(reason)
 
     def _record(self, chunk: bytes) -> None:
-        """Count received bytes; raise `SourceError` if they arrive too slowly."""
+        """Update the counters for a received chunk; raise `SourceError` if the rate is too low."""
         self.received += len(chunk)
         self._active = self.waited
         if self.received - self._best >= MIN_PROGRESS_BYTES:
@@ -222,18 +223,18 @@ class Download(Stream):
         if seconds >= RATE_SECONDS:
             rate = self._rate_bytes / seconds
             if rate < self._min_rate:
-                raise SourceError(f"too slow: expected {self._min_rate:,.0f} bytes/s, got {rate:,.0f}")
+                raise SourceError(f"too slow: expected at least {self._min_rate:,.0f} bytes/s, got {rate:,.0f}")
             self._rate_start, self._rate_bytes = self.waited, 0
         self._watch(self)
 
     def _require_complete(self) -> None:
         if self.size is not None and self.received != self.size:
-            raise _ConnectionFault(f"the connection was cut after {self.received} of {self.size} bytes")
+            raise _ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
 
     def _retry(self, reason: str, pause: float | None) -> None:
-        """Pause before the next attempt, or give up."""
+        """Wait before the next attempt; raise `SourceError` if the limits are exhausted."""
         self._attempts += 1
-        requested = f". It requests a pause of {pause:.0f} s" if pause else ""
+        requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
         if pause is None:
             pause = 0.25 * 2**self._attempts
         idle = self.waited - self._active
@@ -258,7 +259,7 @@ class _Exchange:
         self.items: BackgroundIterator[Any] = BackgroundIterator(_request(url, headers, self._adapter), on_wait)
 
     def head(self) -> requests.Response:
-        """Return the response after its redirects, once its headers are there."""
+        """Wait for the headers and return the response, after any redirects."""
         return cast(requests.Response, self.items.next(STALL_SECONDS))
 
     def chunks(self) -> Iterator[bytes]:
@@ -280,13 +281,13 @@ class _Exchange:
             yield chunk
 
     def close(self) -> None:
-        """Shut the connections down, so that the thread ends now."""
+        """Shut down the connection, so that the background thread stops immediately."""
         self._adapter.stop()
         self.items.close()
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Limit the size of all headers, and let another thread shut the connection down by a duplicate of its socket."""
+    """An adapter that limits header sizes, and whose connection another thread can shut down."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -295,15 +296,15 @@ class _Adapter(requests.adapters.HTTPAdapter):
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a pool of tracked connections."""
+        """Return a connection pool whose sockets this adapter can shut down."""
         return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the same in requests before 2.32."""
+        """Do the same for requests before 2.32."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
     def stop(self) -> None:
-        """Make blocking calls on the connection return, those on later ones too."""
+        """Shut down the current connection and any later one, so that blocking reads return."""
         self._is_stopped = True
         self._shut_down()
 
@@ -326,10 +327,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()
                 adapter._replace_socket(sock.dup())
-                sock.settimeout(None)  # for the TLS handshake: `_Exchange` limits the time
+                sock.settimeout(None)  # also for the TLS handshake, which the timeout in `_Exchange` covers
                 return sock
 
-        if not hasattr(pool.ConnectionCls, "is_tracked"):  # a redirect may lead to the same pool
+        if not hasattr(pool.ConnectionCls, "is_tracked"):  # after a redirect to the same host, the pool is reused
             pool.ConnectionCls = Connection
         return pool
 
@@ -340,7 +341,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return line
 
     def _replace_socket(self, sock: socket.socket) -> None:
-        self._shut_down()  # that of the response that redirected
+        self._shut_down()  # the redirecting response's socket
         self._socket = sock
         if self._is_stopped:
             self._shut_down()
@@ -352,18 +353,19 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[Any, None, None]:
-    """Yield the response to one request, after its redirects, then its body as it arrives, undecoded."""
-    with requests.Session() as session:  # one per request: the server may be about to close the last connection
+    """Yield the response to a request, after any redirects, then the raw chunks of its body as they arrive."""
+    with requests.Session() as session:  # do not reuse connections, which the server may be closing
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         session.max_redirects = _MAX_REDIRECTS
         session.hooks["response"].append(_skip_redirect_body)
-        # Some servers label a .tar.gz with Content-Encoding: gzip; the file is wanted as it is.
+        # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
-        # No read timeout: the caller has one that does not count the time in which the process is suspended.
+        # No read timeout: the caller has one, which excludes the time for which the process is suspended.
         with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
-            # read() would wait for all the bytes. urllib3 before 2.1 has read1() only in its http.client response.
+            # read() would block until the chunk is full. Before 2.1, urllib3 has no read1(), but its http.client
+            # response does.
             raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
             while True:
                 chunk = raw.read1(_CHUNK_BYTES)
@@ -373,7 +375,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
 
 
 def _skip_redirect_body(response: requests.Response, **_: object) -> None:
-    """Close a redirect; requests would read its body to the end."""
+    """Close a redirect response, because requests would read its whole body."""
     if response.is_redirect:
         response.close()
 
@@ -390,7 +392,7 @@ def _status_text(response: requests.Response) -> str:
 
 
 def _content_length(response: requests.Response) -> int | None:
-    """Return the length of the body in bytes, or None if unknown."""
+    """Return the length of the body in bytes, or None if it is unknown."""
     length = response.headers.get("Content-Length", "")
     is_chunked = "Transfer-Encoding" in response.headers
     return int(length[:18]) if re.fullmatch("[0-9]+", length) and not is_chunked else None
@@ -402,7 +404,7 @@ def _validators(response: requests.Response) -> dict[str, str]:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Return the seconds that the server requests to wait, or None."""
+    """Return the delay requested by Retry-After, in seconds, or None."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]+", value):
         return float(value[:18])
@@ -414,10 +416,10 @@ def _retry_after(response: requests.Response) -> float | None:
 
 
 def _describe(error: Exception, host: str) -> str:
-    """Return one line on a failed request."""
+    """Describe a failed request in one line."""
     chain = list(_causes(error))
     text = next(text for kind, text in _ERROR_TEXTS if any(isinstance(cause, kind) for cause in chain))
-    request = getattr(error, "request", None)  # the last one, after redirects
+    request = getattr(error, "request", None)  # the last request in a chain of redirects
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
     return text.format(
         host=_host(request.url) if request is not None else host, cause=shorten(cause), error=shorten(error)
@@ -425,7 +427,7 @@ def _describe(error: Exception, host: str) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that requests and urllib3 have wrapped, the root cause last."""
+    """Yield an error and the errors that it wraps, the root cause last."""
     while error:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

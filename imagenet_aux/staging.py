@@ -292,7 +292,7 @@ def _is_same_file(file: IO[bytes], path: str) -> bool:
 
 
 def _is_abandoned(folder: str, is_local: bool) -> bool:
-    """Return whether a staging folder's process is dead: its lock is free or, for other hosts, the folder is a day old."""
+    """Return whether a staging folder's process was killed: its lock is free or, on other hosts, it is a day old."""
     try:
         if not is_local:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS

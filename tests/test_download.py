@@ -182,7 +182,7 @@ def busy(seconds: float) -> Reply:
 
 def test_pauses_add_up_to_20_seconds_at_most(server: Server, pauses: list[float]) -> None:
     error = error_of(server.serve("a", BODY, busy(12), busy(6), busy(9), Reply()))
-    assert re.search(r"It requests a pause of 9 s \(gave up after 3 attempts, (18|19|20) s idle\)", error)
+    assert re.search(r"The server requested a pause of 9 s \(gave up after 3 attempts, (18|19|20) s idle\)", error)
     assert pauses == [12, 6]
 
 
@@ -323,7 +323,7 @@ def slow(body: bytes) -> Reply:
 @pytest.mark.usefixtures("short_rates")
 def test_gives_up_below_the_lowest_rate(server: Server) -> None:
     url = server.serve("a", BODY, slow(BODY))
-    assert re.fullmatch(r"too slow: expected 100,000 bytes/s, got [0-9,]+", error_of(url, min_rate=100_000))
+    assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error_of(url, min_rate=100_000))
     assert len(server.requests_for("a")) == 1
 
 
@@ -441,7 +441,7 @@ def test_limits_the_time_of_a_proxy(first: bytes, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     with dripping_server(first) as address:
         monkeypatch.setenv("https_proxy", f"http://{address}")
-        assert re.search("no response|no trusted connection|proxy", error_of("https://aux.invalid/a"))
+        assert re.search("no response|TLS error|proxy", error_of("https://aux.invalid/a"))
 
 
 def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

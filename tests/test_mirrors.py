@@ -458,7 +458,7 @@ def test_requests_nothing_over_an_untrusted_connection(hosts: Hosts, tmp_path: P
     assert result.returncode == 1
     for mirror in MIRRORS:
         if mirror.address.startswith("https:"):
-            reason = f"no trusted connection to {host(mirror.address)}: .*CERTIFICATE_VERIFY_FAILED"
+            reason = f"TLS error for {host(mirror.address)}: .*CERTIFICATE_VERIFY_FAILED"
             assert re.search(rf"^{re.escape(mirror.address)}: .*{reason}", result.stderr, re.MULTILINE)
     assert hosts.https.requests == []
 

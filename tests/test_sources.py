@@ -113,7 +113,7 @@ def test_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("url", ["ftp://host/a.tar.gz", "s3://bucket/a.tar.gz"])
 def test_refuses_other_schemes(url: str) -> None:
-    with pytest.raises(FetchError, match="expected an http, https or file URL, or the path of an archive or a folder"):
+    with pytest.raises(FetchError, match="expected an http, https or file URL, or the path of an archive or folder"):
         resolve_one(url)
 
 

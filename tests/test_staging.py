@@ -112,7 +112,7 @@ def test_compares_the_content_of_files(
         publish(self, names)
 
     monkeypatch.setattr(staging.Staging, "publish", publish_with_equal_times)
-    with pytest.raises(FetchError, match=r"holds other files with the names val\.txt\."):
+    with pytest.raises(FetchError, match=r"contains other files named val\.txt\."):
         fetch_into(data, source)
 
 

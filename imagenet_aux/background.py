@@ -45,12 +45,9 @@ class BackgroundIterator(Generic[T]):
                 self._on_wait()
                 continue
             self.waited += min(time.monotonic() - started, _POLL_SECONDS)
-            try:
-                if isinstance(item, BaseException):
-                    raise item
-                return item
-            finally:
-                del item  # the exception's traceback references this frame: break the cycle
+            if isinstance(item, BaseException):
+                raise item
+            return item
 
     def close(self) -> None:
         """Stop the thread at its next item, and wait for it to end."""

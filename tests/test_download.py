@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator
 
 import pytest
@@ -76,6 +77,26 @@ def error_of(url: str, min_rate: float = 0) -> str:
 def sent(server: Server, header: str, name: str = "a") -> list[str | None]:
     """Return a header of each request for a file."""
     return [headers.get(header) for headers in server.requests_for(name)]
+
+
+@contextlib.contextmanager
+def dripping_server(first: bytes) -> Iterator[tuple[str, int]]:
+    """Run a TCP server that sends these bytes at once, and then a zero byte every 50 ms; yield its address."""
+    done = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(first)
+                while not done.wait(0.05):
+                    self.request.sendall(b"\0")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        done.set()
+        server.shutdown()
 
 
 # Requests
@@ -306,6 +327,13 @@ def test_a_slow_body_is_no_stall(server: Server, monkeypatch: pytest.MonkeyPatch
     assert len(server.requests_for("a")) == 1
 
 
+def test_a_body_can_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
+    with dripping_server(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(5000)) as address:
+        assert re.match(r"the connection stalled: [0-9]{1,2} bytes in 1 s", error_of(f"http://{address}/a"))
+
+
 # Slow sources
 
 
@@ -408,26 +436,6 @@ def test_no_thread_outlives_a_download(
     assert time.monotonic() - began < 30  # 5 s more for each thread that would have to be waited for
 
 
-@contextlib.contextmanager
-def dripping_server(first: bytes) -> Iterator[tuple[str, int]]:
-    """Run a TCP server that sends these bytes at once, and then a zero byte every 50 ms; yield its address."""
-    done = threading.Event()
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with contextlib.suppress(OSError):
-                self.request.sendall(first)
-                while not done.wait(0.05):
-                    self.request.sendall(b"\0")
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        done.set()
-        server.shutdown()
-
-
 def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     began = time.monotonic()
@@ -456,7 +464,7 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
     monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     monkeypatch.setattr("imagenet_aux.background._JOIN_SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
-    assert "nothing received" in error_of(server.serve("a", BODY, Reply(then="stall")))
+    assert "nothing received" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall")))
     resolved.set()
     for thread in threading.enumerate():
         if thread.name == THREAD:
@@ -642,6 +650,14 @@ def test_calls_watch_while_it_waits(server: Server) -> None:
     assert waited[-1][0] == len(BODY)
 
 
+def test_calls_watch_in_a_pause(server: Server, pauses: list[float]) -> None:
+    """So a signal can end the pause."""
+    received = []
+    read(server.serve("a", BODY, busy(2), Reply()), watch=lambda stream: received.append(stream.received))
+    assert pauses == [2]
+    assert received.count(0) >= 4  # every half second
+
+
 # Iteration in the background
 
 
@@ -689,7 +705,8 @@ def test_background_runs_a_few_items_ahead() -> None:
 
 def test_background_closes_the_generator_in_its_thread() -> None:
     closed: list[bool] = []
-    items = BackgroundIterator(iter_items(itertools.count(), closed), lambda: None)
+    generator = iter_items(itertools.count(), closed)  # this reference keeps it from being collected
+    items = BackgroundIterator(generator, lambda: None)
     assert items.next(5) == 0
     items.close()
     assert closed == [True]
@@ -710,6 +727,17 @@ def test_background_wait_has_a_limit() -> None:
     stop.set()
     assert items.next(5) == 1
     assert 2 <= items.waited <= 7
+    items.close()
+
+
+def test_background_wait_counts_no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock runs on while the process is suspended."""
+    clock = itertools.count(0, 100)
+    monkeypatch.setattr("imagenet_aux.background.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    items = BackgroundIterator(iter_items([1]), lambda: None)
+    assert items.next(5) == 1
+    assert items.waited == 0.5
+    items._thread.join(10)
     items.close()
 
 

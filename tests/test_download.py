@@ -217,6 +217,11 @@ def test_bytes_end_the_idle_time(server: Server, pauses: list[float]) -> None:
     assert pauses == [15, 1, 15, 4]
 
 
+def test_a_date_in_the_past_requests_no_pause(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(server.serve("a", BODY, Reply(503, {"Retry-After": DATE}, b""), Reply())) == BODY
+    assert "Retrying in 0.0 s" in caplog.text
+
+
 def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_IDLE_SECONDS", 2.0)

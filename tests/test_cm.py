@@ -14,6 +14,8 @@ import sample_archive
 from cm_home import ROOT, TAGS, CmHome
 from server import Reply, Server
 
+from imagenet_aux.manifest import MANIFEST
+
 KEYS = {
     "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
     "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
@@ -24,6 +26,10 @@ KEYS = {
     "CM_DATASET_AUX_TRAIN_PATH": "train.txt",
     "CM_DATASET_AUX_VAL_PATH": "val.txt",
 }
+# Files that are added later get a key as well.
+KEYS.update(
+    {f"CM_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
+)
 
 
 def write(path: Path, data: bytes) -> Path:

@@ -17,6 +17,8 @@ from cm_home import ROOT, TAGS, CmHome
 from mlc_home import MlcHome
 from server import Server
 
+from imagenet_aux.manifest import MANIFEST
+
 sys.path.insert(0, str(ROOT / "tools"))
 
 import generate
@@ -31,6 +33,10 @@ KEYS = {
     "MLC_DATASET_AUX_TRAIN_PATH": "train.txt",
     "MLC_DATASET_AUX_VAL_PATH": "val.txt",
 }
+# Files that are added later get a key as well.
+KEYS.update(
+    {f"MLC_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
+)
 PARENT = {
     "alias": "needs-aux",
     "uid": "0123456789abcdef",

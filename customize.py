@@ -44,7 +44,7 @@ def preprocess(i):
     inputs["RESULT"] = os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json")
     inputs["PYTHON"] = sys.executable
     _calls.update(inputs, thread=thread)
-    # Not in env: the engine writes env to a shell script, which concurrent calls share and cmd expands % in.
+    # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}
 

@@ -156,7 +156,7 @@ class _Gzip:
         self.can_read = False  # whether read() can return more bytes without another feed()
         self.has_trailing_bytes = False  # whether data follows the last member; ignored, as gzip(1) does
         self._input = b""
-        self._inflater: Any = None
+        self._decompressor: Any = None
         self._members = 0
         self._size = 0
 
@@ -168,25 +168,25 @@ class _Gzip:
 
     def read(self) -> bytes:
         """Return up to 256 KiB of decompressed bytes."""
-        self.can_read = bool(self._inflater) or self._start_member()
+        self.can_read = bool(self._decompressor) or self._start_member()
         if not self.can_read:
             return b""
         try:
-            output: bytes = self._inflater.decompress(self._input, _CHUNK_BYTES)
+            output: bytes = self._decompressor.decompress(self._input, _CHUNK_BYTES)
         except zlib.error as error:  # type: ignore[misc]
             raise ArchiveError(f"damaged: {error}") from None
         self._size += len(output)
-        is_full = len(output) == _CHUNK_BYTES  # the inflater may hold more output
-        if self._inflater.eof:
-            self._input, self._inflater = self._inflater.unused_data, None
+        is_full = len(output) == _CHUNK_BYTES  # the decompressor may have more output buffered
+        if self._decompressor.eof:
+            self._input, self._decompressor = self._decompressor.unused_data, None
         else:
-            self._input = self._inflater.unconsumed_tail
+            self._input = self._decompressor.unconsumed_tail
         self.can_read = is_full or bool(self._input)
         return output
 
     def finish(self) -> None:
         """Raise `ArchiveError` if the gzip file is incomplete or too small for a tar."""
-        if self._inflater or self._input:
+        if self._decompressor or self._input:
             raise TruncatedArchive("truncated: the data ends before the gzip trailer")
         if self._size < tarfile.BLOCKSIZE:
             raise ArchiveError(f"not a tar: it unpacks to {self._size} bytes")
@@ -204,7 +204,7 @@ class _Gzip:
         self._members += 1
         if self._members > _MAX_GZIP_MEMBERS:
             raise ArchiveError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
-        self._inflater = zlib.decompressobj(_GZIP)
+        self._decompressor = zlib.decompressobj(_GZIP)
         return True
 
 

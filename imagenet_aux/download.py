@@ -287,7 +287,7 @@ class _Exchange:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """An adapter that limits header sizes, and whose connection another thread can shut down."""
+    """An HTTP adapter that limits header sizes, and lets another thread shut down the connection."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None

@@ -169,8 +169,8 @@ def test_prints_folder_source_and_verdict_on_every_call(home: CmHome, server: Se
     for arguments in ([f"--url={url}"], [f"--url={server.url}/other"]):  # the second call is cached
         printed = home.run_script(*arguments).stderr
         assert f"ImageNet auxiliary files: {home.cache_entries()[0] / 'data'}" in printed
-        assert f"ImageNet auxiliary files come from: {url}" in printed
-        assert "ImageNet auxiliary files are verified: no" in printed
+        assert f"ImageNet auxiliary files fetched from: {url}" in printed
+        assert "ImageNet auxiliary files verified: no" in printed
 
 
 def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]) -> None:

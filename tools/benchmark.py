@@ -1,7 +1,7 @@
-"""Measure cold and cached calls against other ways to get the files, on a sample archive of the published size.
+"""Benchmark cold and cached calls against other ways to get the files, using a sample archive of the published size.
 
-Usage: ``python tools/benchmark.py [--pairs 9] [--json FILE]`` in the environment that ``bash tests/run.sh`` creates.
-It prints a Markdown table, and with ``--json`` writes the figures that ``tools/draw.py`` draws. It needs Linux, wget,
+Usage: ``python tools/benchmark.py [--pairs 9] [--json FILE]``, in the environment that ``bash tests/run.sh`` creates.
+Prints a Markdown table. With ``--json``, also writes the figures that ``tools/draw.py`` plots. Requires Linux, wget,
 curl and tar.
 """
 
@@ -36,22 +36,22 @@ Run = Callable[[], float]
 
 
 class Row(NamedTuple):
-    """One comparison.
+    """The result of one comparison.
 
     Attributes
     ----------
     call : str
-        What this script does.
+        Description of this script's call.
     seconds : float
-        The median of its times.
+        Median time of the call.
     peer : str
-        What it is compared with.
+        Description of the alternative.
     peer_seconds : float
-        The median of the peer's times.
+        Median time of the alternative.
     ratio : float
-        The median of the ratios of the pairs.
+        Median of the pairwise ratios ``seconds / peer_seconds``.
     low, high : float
-        The first and third quartile of these ratios.
+        First and third quartiles of these ratios.
     """
 
     call: str
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 
 def start_server(path: Path, rate: float) -> str:
-    """Serve a file from another process, at *rate* bytes per second (0: no limit), and return its URL."""
+    """Serve a file from another process, at *rate* bytes per second (0 for no limit), and return its URL."""
     port: multiprocessing.Queue[int] = multiprocessing.Queue()
     multiprocessing.Process(target=_serve, args=(path, rate, port), daemon=True).start()
     return f"http://127.0.0.1:{port.get()}/caffe_ilsvrc12.tar.gz"
@@ -94,7 +94,7 @@ def _respond(connection: socket.socket, body: bytes, rate: float) -> None:
 
 
 class Bench:
-    """Temporary CM homes, a new one for each cold call.
+    """A factory for benchmark functions, which run in temporary CM homes.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ class Bench:
         return run
 
     def cached(self, tags: str, *inputs: str) -> Run:
-        """Return a function that times a repeated call of a script."""
+        """Return a function that times a cached call of a script."""
         home = self.new_home()
         timed(home, "cm", "run", "script", f"--tags={tags}", *inputs)
         return lambda: timed(home, "cm", "run", "script", f"--tags={tags}")
@@ -167,7 +167,7 @@ class Bench:
         return run
 
     def upstream(self, url: str, archive: Path) -> Run:
-        """Return a function that times the script that cmx4mlops ships for the same tags."""
+        """Return a function that times cmx4mlops' own script for the same tags."""
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
         inputs = [f"--tags={TAGS}", f"--const.CM_PACKAGE_URL={url}", f"--const.CM_DOWNLOAD_CHECKSUM={md5}", "--quiet"]
 
@@ -183,14 +183,14 @@ class Bench:
 
 
 def timed(home: CmHome, *command: str, **env: str) -> float:
-    """Return the seconds that a command takes; it must succeed."""
+    """Run a command and return its duration in seconds; raise an exception if it fails."""
     started = time.monotonic()
     home.run_command(*command, check=True, **env)
     return time.monotonic() - started
 
 
 def compare(call: str, run: Run, peer: str, run_peer: Run, pairs: int) -> Row:
-    """Time the two alternately, after one uncounted run of each."""
+    """Time *run* and *run_peer* alternately, after one warm-up run of each."""
     run(), run_peer()
     times = [(run(), run_peer()) for _ in range(pairs)]
     ratios = [seconds / peer_seconds for seconds, peer_seconds in times]
@@ -200,7 +200,7 @@ def compare(call: str, run: Run, peer: str, run_peer: Run, pairs: int) -> Row:
 
 
 def measure_peak_memory(home: CmHome, *args: str) -> float:
-    """Return the peak resident memory of the fetcher, in MiB."""
+    """Run the fetcher and return its peak resident memory in MiB."""
     program = (
         "import re, sys; from imagenet_aux.cli import main; main(sys.argv[1:]);"
         "print('peak', re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
@@ -210,7 +210,7 @@ def measure_peak_memory(home: CmHome, *args: str) -> float:
 
 
 def measure_steps(bench: Bench, archive: Path, url: str, pairs: int) -> dict[str, float]:
-    """Return the seconds of each step of a cold call, done alone."""
+    """Time each step of a cold call separately; return the seconds per step."""
 
     def seconds(run: Run) -> float:
         return statistics.median(run() for _ in range(pairs))
@@ -236,7 +236,7 @@ def measure_steps(bench: Bench, archive: Path, url: str, pairs: int) -> dict[str
 
 
 def measure(folder: Path, pairs: int) -> dict[str, Any]:
-    """Return all figures, with the calls of each comparison in turn."""
+    """Run all benchmarks and return their figures."""
     archive = folder / "caffe_ilsvrc12.tar.gz"
     archive.write_bytes(sample_archive.pack_files(sample_archive.make_files()))
     checksum = f"--checksum={hashlib.sha256(archive.read_bytes()).hexdigest()}"
@@ -269,7 +269,7 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the comparisons as a Markdown table."""
+    """Format the comparisons as a Markdown table."""
     lines = ["| call | s | compared with | s | ratio | middle half |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {call} | {seconds:.2f} | {peer} | {peer_seconds:.2f} | {ratio:.2f} | {low:.2f} to {high:.2f} |"
@@ -279,10 +279,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Run the benchmarks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=9, help="runs of each call (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--pairs", type=int, default=9, help="number of runs per comparison (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), args.pairs)

@@ -1,7 +1,7 @@
-"""Draw the pictures in docs/ as SVG: the data flow, and where the time of a cold call goes.
+"""Draw the SVG figures in docs/: the data flow, and the time breakdown of a cold call.
 
-``python tools/generate.py`` writes them. The figures are those that ``python tools/benchmark.py --json
-docs/benchmark.json`` measured.
+``python tools/generate.py`` writes the files. The times are from docs/benchmark.json, which ``python
+tools/benchmark.py --json docs/benchmark.json`` writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from imagenet_aux.manifest import MANIFEST  # noqa: E402
 
 _WIDTH = 960
-# The pictures have their own background, so they are legible whether or not the page's theme is the system's.
+# The figures have their own background, so that they are legible when the page's theme differs from the system's.
 _STYLE = """
   .background { fill: #ffffff; stroke: #d0d7de; }
   .box { fill: #f0f6ff; stroke: #4493f8; }
@@ -50,7 +50,7 @@ _STYLE = """
 """
 
 _HOSTS = [str(urllib.parse.urlsplit(mirror.address).hostname) for mirror in MANIFEST.mirrors]
-# What each stage holds, the module that is responsible, and what it does.
+# Each stage's title, modules and description.
 _STAGES = [
     ("sources", "sources.py", ["--url, or in turn:", *(host.replace("www.", "") for host in _HOSTS)]),
     ("bytes", "download.py transfer.py", ["resume after faults,", "restart, or give up;", "refuse HTML"]),
@@ -62,7 +62,7 @@ _STAGES = [
 
 
 def flow() -> str:
-    """Return the drawing of the data flow, from the sources to the exported keys."""
+    """Draw the data flow from the sources to the exported keys."""
     gap, top = 20, 44
     height = max(50 + 14 * len(modules.split()) + 15 * len(lines) for _, modules, lines in _STAGES)
     first_width = 192  # the host names are long
@@ -84,7 +84,7 @@ def flow() -> str:
 
 
 def time_spent() -> str:
-    """Return the chart of where the time of a cold call goes, from docs/benchmark.json."""
+    """Draw the time breakdown of a cold call, from docs/benchmark.json."""
     figures = json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8"))
     steps, rows = figures["steps"], figures["rows"]
     engine, start = steps["engine"], steps["start Python"] + steps["import requests and the package"]
@@ -150,7 +150,7 @@ def _arrow(start: float, end: float, y: float) -> str:
 
 
 def _svg(height: float, title: str, parts: Iterable[str]) -> str:
-    """Return an SVG document with a background."""
+    """Return an SVG document with a title and a background."""
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img">\n'

@@ -1,7 +1,7 @@
-"""Export the script's folder as an upstream project keeps it.
+"""Export the script in the layout of an upstream project.
 
-``python tools/export.py cm4mlops FOLDER`` or ``python tools/export.py mlperf-automations FOLDER``. FOLDER may be the
-project's own ``script/get-dataset-imagenet-aux``. Needs the packages of tests/requirements.txt.
+Usage: ``python tools/export.py cm4mlops FOLDER`` or ``python tools/export.py mlperf-automations FOLDER``. FOLDER may be
+the project's own ``script/get-dataset-imagenet-aux``. Requires the packages in tests/requirements.txt.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ ROOT = generate.ROOT
 
 
 class Project(NamedTuple):
-    """How an upstream project keeps a script.
+    """The script layout of an upstream project.
 
     Attributes
     ----------
     meta_name : str
         Name of the metadata file.
     default : str
-        The variation that is the default download source.
+        Variation that selects the default download source.
     guide_name : str
-        Name of the file with user documentation.
+        Name of the user documentation file.
     sections : tuple of str
-        The sections of README-extra.md that it gets.
+        Sections of README-extra.md to include in it.
     copyright : str
-        Content of COPYRIGHT.md.
+        Contents of COPYRIGHT.md.
     """
 
     meta_name: str
@@ -89,19 +89,19 @@ CM script.
 
 
 def export(name: str, folder: Path) -> None:
-    """Write the script's folder.
+    """Write the script to a folder, in a project's layout.
 
     Parameters
     ----------
     name : str
-        Key of `PROJECTS`.
+        A key of `PROJECTS`.
     folder : Path
-        A new folder, or one that holds nothing but the project's version of the script.
+        A new folder, or the project's existing folder for the script.
 
     Raises
     ------
     ValueError
-        If the folder holds other files. CM would merge a ``_cm.json`` that stays beside ``_cm.yaml``.
+        If the folder contains other files; CM, for example, would merge a ``_cm.json`` with ``_cm.yaml``.
     """
     project = PROJECTS[name]
     files = _program_files()
@@ -127,14 +127,14 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _program_files() -> dict[str, str]:
-    """Return the programs by path, formatted like the upstream projects' bots do."""
+    """Return the source files, keyed by path, formatted as the upstream projects' bots format them."""
     paths = [ROOT / "customize.py", ROOT / "run.sh", ROOT / "run.bat", *sorted(ROOT.glob("imagenet_aux/*.py"))]
     files = {path.relative_to(ROOT).as_posix(): path.read_bytes().decode() for path in paths}
     return {name: _format(text) if name.endswith(".py") else text for name, text in files.items()}
 
 
 def _format(source: str) -> str:
-    """Apply ``autopep8 -a`` until it changes nothing."""
+    """Run ``autopep8 -a`` until the output is stable."""
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})
         if formatted == source:
@@ -143,7 +143,7 @@ def _format(source: str) -> str:
 
 
 def _meta(default: str) -> dict[str, Any]:
-    """Return CM's metadata with this default variation."""
+    """Return the CM metadata with the given default variation."""
     meta = generate.read_meta()
     for variation in meta["variations"].values():
         variation.pop("default", None)
@@ -153,7 +153,7 @@ def _meta(default: str) -> dict[str, Any]:
 
 
 def _guide(project: Project, meta: dict[str, Any]) -> str:
-    """Return the chosen sections of README-extra.md, for the project's engine and default."""
+    """Return the project's sections of README-extra.md, adapted to its engine and default variation."""
     text = (ROOT / "README-extra.md").read_text(encoding="utf-8").replace("\n[Contents](#contents)\n", "")
     parts = dict(re.findall(r"^## (.+)\n([^\0]*?)(?=^## |\Z)", text, re.MULTILINE))
     missing = [title for title in project.sections if title not in parts]
@@ -167,7 +167,7 @@ def _guide(project: Project, meta: dict[str, Any]) -> str:
 
 
 def _mlc_readme(folder: Path, meta: dict[str, Any]) -> str:
-    """Return README.md as ``mlc doc script`` writes it in that project."""
+    """Return the README.md that ``mlc doc script`` generates in the project."""
     with tempfile.TemporaryDirectory() as home:
         repos = Path(home) / "MLC" / "repos"
         project = repos / "mlcommons@mlperf-automations"
@@ -180,15 +180,15 @@ def _mlc_readme(folder: Path, meta: dict[str, Any]) -> str:
         env = {**os.environ, "HOME": home, "USERPROFILE": home, "MLC_REPOS": str(repos)}
         result = subprocess.run(command, cwd=home, env=env, capture_output=True, encoding="utf-8")
         if result.returncode:
-            raise RuntimeError(f"mlc doc script: {result.stdout}{result.stderr}")
+            raise RuntimeError(f"mlc doc script failed: {result.stdout}{result.stderr}")
         return (script / "README.md").read_text(encoding="utf-8")
 
 
 def main() -> None:
-    """Export, and print the size."""
+    """Export the script and print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", choices=PROJECTS)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("project", choices=PROJECTS, help="the upstream project")
+    parser.add_argument("folder", type=Path, help="where to write the script")
     args = parser.parse_args()
     try:
         export(args.project, args.folder)

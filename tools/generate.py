@@ -1,4 +1,7 @@
-"""Generate the metadata, README.md and the figures: ``python tools/generate.py``."""
+"""Generate meta.yaml, README.md and the figures in docs/.
+
+Usage: ``python tools/generate.py``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import draw  # noqa: E402
 import customize  # noqa: E402
 from imagenet_aux.manifest import MANIFEST  # noqa: E402
 
-# The keys' order and the comments of `mlc lint script`, so that it leaves the file unchanged.
+# The key order and comments that `mlc lint script` produces, so that it leaves meta.yaml unchanged.
 _SECTIONS = {
     "": ("alias", "uid", "automation_alias", "automation_uid"),
     "Metadata": ("name", "category", "developers", "tags", "tags_help"),
@@ -33,7 +36,7 @@ _SECTIONS = {
     "Tests": ("tests",),
 }
 
-# What each file is, and who reads it.
+# Each file's description and users.
 _FILES = {
     "det_synset_words.txt": ("ids and names of the 200 classes of the detection task", ""),
     "imagenet.bet.pickle": ("the class hierarchy, a Python 2 pickle; never unpickle untrusted files", ""),
@@ -53,7 +56,7 @@ def read_meta() -> dict[str, Any]:
 
 
 def meta_yaml(cm_meta: dict[str, Any] | None = None) -> str:
-    """Return MLC's metadata: CM's, by default ``_cm.json``, with MLC's prefix, order and comments."""
+    """Convert CM metadata, by default ``_cm.json``, to MLC's key prefix, order and comments."""
     meta = json.loads(re.sub(r"\bCM_", "MLC_", json.dumps(cm_meta or read_meta())))
     meta["docker"] = {key.replace("docker_", "", 1): value for key, value in meta["docker"].items()}
     meta["input_mapping"] = dict(sorted(meta["input_mapping"].items()))
@@ -69,19 +72,19 @@ def meta_yaml(cm_meta: dict[str, Any] | None = None) -> str:
 
 
 def _variation_order(item: tuple[str, dict[str, Any]]) -> tuple[bool, str, str]:
-    """Return a sort key that places the variations of a group together, before those without one."""
+    """Return a sort key that keeps the variations of each group together, and puts ungrouped ones last."""
     name, variation = item
     return "group" not in variation, variation.get("group", ""), name
 
 
 def to_yaml(data: dict[str, Any]) -> str:
-    """Return the data as YAML in the engines' style."""
+    """Format the data as YAML, in the engines' style."""
     text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
     return text
 
 
 def readme() -> str:
-    """Return README.md: its template, filled in from ``_cm.json`` and the titles of README-extra.md."""
+    """Render README.md from its template, ``_cm.json`` and the section titles of README-extra.md."""
     meta = read_meta()
     titles = re.findall("^## (.+)$", (ROOT / "README-extra.md").read_text(encoding="utf-8"), re.MULTILINE)
     inputs = meta["input_description"].items()
@@ -129,12 +132,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """Return the fragment that GitHub gives to a heading."""
+    """Return the anchor that GitHub generates for a heading."""
     return "".join(c for c in title.lower() if c.isalnum() or c in "- ").replace(" ", "-")
 
 
 def _exported_keys() -> list[str]:
-    """Return CM's keys that dependents see."""
+    """Return the CM keys that dependent scripts can read."""
     keys = ["PATH", "VER", "SOURCE", "VERIFIED", *map(customize.path_key, MANIFEST.files)]
     return [f"CM_DATASET_AUX_{key}" for key in keys]
 
@@ -148,7 +151,7 @@ GENERATED = {
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all generated files."""
     for name, text in GENERATED.items():
         (ROOT / name).write_bytes(text().encode())
 

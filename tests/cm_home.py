@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TAGS = "get,aux,imagenet-aux"
 WINDOWS = sys.platform == "win32"
 
-# Everything else, such as PYTHON*, REQUESTS_CA_BUNDLE, NETRC, proxies, CM_* and MLC_*, would change the results.
+# Inherit only these variables: others, such as PYTHON*, REQUESTS_CA_BUNDLE, NETRC, CM_* and MLC_*, affect the results.
 _INHERITED = re.compile(
     "PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_.*|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|COVERAGE_.*"
     "|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES.*"
@@ -24,14 +24,14 @@ _INHERITED = re.compile(
 
 
 class CmHome:
-    """A HOME with an own CM installation folder and an empty cache.
+    """A temporary home directory with its own CM folder and an empty cache.
 
     Parameters
     ----------
     path : Path
         An empty folder.
     template : CmHome, optional
-        A home to copy the index of the engine's scripts from, which saves two seconds.
+        A home from which to copy the engine's script index, which saves two seconds.
     """
 
     def __init__(self, path: Path, template: CmHome | None = None) -> None:
@@ -55,7 +55,7 @@ class CmHome:
         return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
 
     def resolve_command(self, command: str, *args: object) -> list[str]:
-        """Look the command up on this home's PATH; Windows would search the parent's PATH first."""
+        """Resolve the command on this home's PATH, because Windows would search the parent's PATH first."""
         return [shutil.which(command, path=self.env["PATH"]) or command, *map(str, args)]
 
     def run_command(self, *command: Any, check: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ class CmHome:
         return result
 
     def run_script(self, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run ``cm run script --tags=get,aux,imagenet-aux`` with further arguments."""
+        """Run ``cm run script --tags=get,aux,imagenet-aux`` with additional arguments."""
         return self.run_command("cm", "run", "script", f"--tags={TAGS}", *args, **env)
 
     def run_api(self, **call: Any) -> dict[str, Any]:
@@ -103,13 +103,17 @@ class CmHome:
         return sorted(cache.iterdir()) if cache.is_dir() else []
 
     def leftovers(self) -> list[str]:
-        """List the files in the cache entries that are neither data nor written by the engine."""
+        """List the files in the cache entries, except data and files written by the engine."""
         expected = ("data", "_cm.json", "cm-cached-state.json")
         found = [path for entry in self.cache_entries() for path in entry.iterdir() if path.name not in expected]
         return [str(path) for path in found if not path.name.startswith("tmp-") or "aux" in path.name]
 
 
 def clean_env(**variables: str) -> dict[str, str]:
-    """Return a short list of inherited environment variables, and these."""
+    """Return a minimal environment: a few inherited variables, and the given ones."""
     inherited = {key: value for key, value in os.environ.items() if _INHERITED.fullmatch(key.upper())}
-    return {**inherited, "PYTHONIOENCODING": "utf-8", **variables}  # Windows would pipe another encoding
+    return {
+        **inherited,
+        "PYTHONIOENCODING": "utf-8",
+        **variables,
+    }  # Windows pipes default to another

@@ -15,10 +15,10 @@ from cm_home import ROOT, WINDOWS, clean_env
 
 from imagenet_aux.manifest import Manifest
 
-# For code paths that other tests measure: coverage doubles the time of a fetch.
+# Disables coverage, which doubles the time of a fetch. For code that other tests cover.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 
-# A warning is an error, except urllib3's about LibreSSL, which Apple's Python is built with.
+# Turn warnings into errors, except urllib3's about LibreSSL, which Apple's Python uses.
 _WARNINGS = ["-W", "error", "-W", "ignore:urllib3 v2 only supports OpenSSL"]
 
 
@@ -36,7 +36,7 @@ def start_command(
     manifest : Manifest, optional
         Files and mirrors to use instead of the published ones.
     prefix : sequence of str
-        A command that runs the command.
+        A wrapper command, to which the command is appended.
     env : str
         Additional environment variables.
     """
@@ -68,14 +68,14 @@ def run_command(
 
 
 def run_at_start(folder: Path, code: str) -> dict[str, str]:
-    """Return environment variables with which Python runs this code before everything else."""
+    """Return environment variables that make Python run this code at startup."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def without_privileges() -> list[str]:
-    """Return a command that runs another one subject to the permissions of files, also for root."""
+    """Return a command prefix that enforces file permissions even for root."""
     if WINDOWS or os.geteuid():
         return []
     if not shutil.which("setpriv"):

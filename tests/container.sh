@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds README-extra.md's container recipe with a sample archive, then runs the script from the image's cache. Needs a
-# docker daemon, or root and buildah; these make a base with debootstrap where no registry can be reached.
+# Builds README-extra.md's container recipe with a sample archive, then runs the script from the image's cache. Requires
+# a Docker daemon, or root and buildah. If buildah cannot pull the base image, debootstrap builds one.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 context=$TMPDIR/context
@@ -17,14 +17,14 @@ run_buildah() {
 
 make_base() {
   echo "Making a base with debootstrap, since $base cannot be pulled ..."
-  # debootstrap mounts /proc and /sys there: in a mount namespace, so that the cleanup cannot reach them.
+  # debootstrap mounts /proc and /sys. Use a mount namespace, so that the cleanup does not delete files in them.
   if ! unshare --mount debootstrap --variant=minbase --include=ca-certificates,python3-venv \
     stable "$TMPDIR/root" >"$TMPDIR/log"; then
     cat "$TMPDIR/log"
     exit 1
   fi
-  chroot "$TMPDIR/root" python3 -m venv /usr/local                     # gives pip, which Debian's Python would not run
-  cp /etc/ssl/certs/ca-certificates.crt "$TMPDIR/root/etc/ssl/certs/" # pip may need this machine's own
+  chroot "$TMPDIR/root" python3 -m venv /usr/local                     # provides pip, which Debian disables for its Python
+  cp /etc/ssl/certs/ca-certificates.crt "$TMPDIR/root/etc/ssl/certs/" # pip may need this machine's CA certificates
   container=$(run_buildah from scratch)
   run_buildah copy --quiet "$container" "$TMPDIR/root" /
   for setting in PATH=/usr/local/bin:/usr/bin:/bin $(env | grep ^PIP_); do
@@ -43,6 +43,6 @@ elif [ "$(id -u)" = 0 ] && command -v buildah >/dev/null; then
   container=$(run_buildah from --pull-never imagenet-aux-recipe)
   run_buildah run --isolation chroot "$container" -- sh -c "$call"
 else
-  echo "error: the recipe cannot be built: no docker daemon answers, and buildah is not installed or needs root" >&2
+  echo "error: the recipe cannot be built: no Docker daemon is running, and buildah is not installed or requires root" >&2
   exit 1
 fi

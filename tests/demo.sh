@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows the script at work with nothing but PyPI: serves a sample archive on loopback, fetches it through
-# CM in a temporary home, and prints the exported keys. PYTHON=COMMAND is the Python to create .venv with.
+# Demonstrates the script. Requires only PyPI: serves a sample archive on loopback, fetches it through CM in
+# a temporary home, and prints the exported keys. PYTHON=COMMAND selects the Python for .venv.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 install --constraint tests/requirements.txt cmx4mlops requests
@@ -28,5 +28,5 @@ done
 cm reindex repo
 cm run script --tags=get,aux,imagenet-aux --url="http://127.0.0.1:${port#port }/caffe_ilsvrc12.tar.gz"
 echo
-echo "Exported, as the second call finds it in the cache:"
+echo "Keys that a second call exports from the cache:"
 cm run script --tags=get,aux,imagenet-aux -j 2>&1 | grep -oE '"CM_DATASET_AUX_[^,]*' | sort -u

@@ -14,11 +14,11 @@ class Proxy:
     Parameters
     ----------
     http_port, https_port : int
-        Loopback ports that serve plain requests and tunnels, whatever host they name.
+        Loopback ports to connect plain requests and tunnels to, regardless of the requested host.
     down : collection of str
         Host names for which the proxy responds ``410``.
     faults : mapping of int to str
-        What happens to single requests, numbered from 0: ``refuse`` responds ``503``, ``plain`` connects a tunnel to
+        Faults for individual requests, numbered from 0: ``refuse`` responds ``503``; ``plain`` connects a tunnel to
         the port for plain requests, so that TLS fails.
 
     Attributes

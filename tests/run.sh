@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all checks: lints, tests, and measures which lines the tests ran. Creates .venv first if needed.
+# Runs all checks: linters, type checks, tests and test coverage. Creates .venv first if needed.
 #   bash tests/run.sh                     everything
 #   bash tests/run.sh ARGUMENTS           pytest alone, with these arguments, such as -k mirrors
 #   PYTHON=python3.8 bash tests/run.sh    with this Python; replaces a .venv of another version
@@ -7,7 +7,7 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 if [ -n "${REQUESTS:-}" ]; then
-  # In place of mypy's types for requests, which need urllib3 2.
+  # Replaces the type stubs for requests, which require urllib3 2.
   sed "s/^types-requests.*/requests==$REQUESTS/" tests/requirements.txt >"$TMPDIR/requirements.txt"
   install --requirement "$TMPDIR/requirements.txt" urllib3==1.26.12
 else
@@ -23,7 +23,7 @@ fi
 "$bin/mypy" imagenet_aux
 "$bin/shellcheck" -x run.sh tests/*.sh .ci/run
 
-# Each Python that the tests start measures itself if COVERAGE_PROCESS_START names the settings. Each writes a file.
+# If COVERAGE_PROCESS_START is set, each Python process that the tests start measures itself and writes a file.
 "$bin/python" -c 'import os, sysconfig
 with open(os.path.join(sysconfig.get_path("purelib"), "measure.pth"), "w") as file:
     file.write("import os; os.environ.get(\"COVERAGE_PROCESS_START\") and __import__(\"coverage\").process_startup()\n")'

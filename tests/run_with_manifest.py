@@ -1,4 +1,4 @@
-"""Run the command with another manifest: ``python run_with_manifest.py JSON ARGUMENT...``."""
+"""Run the command with a custom manifest: ``python run_with_manifest.py JSON ARGUMENT...``."""
 
 import json
 import sys

@@ -14,7 +14,7 @@ from typing import Iterable
 
 
 def make_files(scale: float = 1.0) -> dict[str, bytes]:
-    """Make the eight files, always the same ones; a *scale* below 1 reduces the number of lines and bytes."""
+    """Make the eight files, deterministically; a *scale* below 1 reduces the number of lines and bytes."""
     rng = random.Random(2012)
 
     def scaled(published: int) -> int:
@@ -39,7 +39,7 @@ def make_files(scale: float = 1.0) -> dict[str, bytes]:
 
 
 def make_test_txt(lines: int = 100000) -> bytes:
-    """Make test.txt; with 100000 lines it is the published file."""
+    """Make test.txt; with 100,000 lines it equals the published file."""
     return _join_lines(f"ILSVRC2012_test_{n:08d}.JPEG 0" for n in range(1, lines + 1))
 
 

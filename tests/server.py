@@ -1,4 +1,4 @@
-"""An HTTP server on loopback whose replies can be made faulty one by one."""
+"""An HTTP server on loopback, with a configurable fault for each reply."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reply:
     then : str
         What to do after the body: ``close``, ``reset`` or ``stall``.
     endless : bool
-        Whether to repeat the body without end.
+        Whether to repeat the body endlessly.
     etag : str or None
         None: computed from the body; '': no ETag.
     chunk_size : int
@@ -70,7 +70,7 @@ class Reply:
 
 
 def slow_reply(body: bytes, seconds: float) -> Reply:
-    """Make a reply that sends the body in about this time."""
+    """Make a reply that takes about this many seconds to send the body."""
     return Reply(pause=seconds * 65536 / len(body))
 
 
@@ -82,9 +82,9 @@ class Server:
     requests : list of (method, path, headers)
         The requests, in order.
     url : str
-        The server's address. It is numeric because Windows resolves ``localhost`` in two seconds.
+        The server's address, which is numeric because Windows takes two seconds to resolve ``localhost``.
     released : threading.Event
-        Set when the context ends, to stop replies that stall.
+        Set on exit, to end replies that stall.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The Python API, for people without CM, and the installed command."""
+"""Test the Python API and the installed command."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def digest(data: bytes) -> str:
 
 @pytest.fixture
 def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
-    """Return a folder with the sample files, and one that is published."""
+    """Return a folder with the sample files and one published file."""
     return write_files(tmp_path / "source", {**sample_files, "test.txt": sample_archive.make_test_txt()})
 
 
 @pytest.fixture
 def manifest(server: Server, sample_files: dict[str, bytes], archive: bytes) -> Manifest:
-    """Return a manifest for which the sample files are the published ones, with a broken and a good mirror."""
+    """Return a manifest with the digests of the sample files, a broken mirror and a working one."""
     files = {name: digest(data) for name, data in sample_files.items()}
     return Manifest(files, (Mirror(server.url + "/broken"), Mirror(server.serve("a.tar.gz", archive))))
 
@@ -45,7 +45,7 @@ def test_public_names() -> None:
 
 
 @pytest.mark.parametrize("as_text", [True, False], ids=["str", "Path"])
-def test_fetch_returns_the_paths_and_what_is_verified(as_text: bool, source: Path, tmp_path: Path) -> None:
+def test_fetch_returns_paths_and_verification_results(as_text: bool, source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     result = imagenet_aux.fetch(str(source), str(folder)) if as_text else imagenet_aux.fetch(source, folder)
     assert (result.source, result.folder, result.verified) == (str(source), str(folder), False)
@@ -104,7 +104,7 @@ def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:
     assert reasons == [f"{broken.mirrors[0].address}: the server responded 404 Not Found"] * 2
 
 
-def test_exception_of_watch_ends_the_fetch(source: Path, tmp_path: Path) -> None:
+def test_exception_in_watch_aborts_the_fetch(source: Path, tmp_path: Path) -> None:
     def watch(stream: object) -> None:
         raise KeyboardInterrupt
 
@@ -114,7 +114,7 @@ def test_exception_of_watch_ends_the_fetch(source: Path, tmp_path: Path) -> None
 
 
 def test_fetch_prints_nothing(source: Path, tmp_path: Path) -> None:
-    """Without a configuration of logging, Python prints warnings, so these are expected."""
+    """Warnings are the exception: Python prints them unless logging is configured."""
     program = "import imagenet_aux, sys; imagenet_aux.fetch(sys.argv[1], sys.argv[2])"
     result = subprocess.run(
         [sys.executable, "-c", program, str(source), str(tmp_path / "data")],

@@ -1,4 +1,4 @@
-"""The unpacker: hostile, damaged and unusual archives, limits, and random changes."""
+"""Test the unpacker: hostile, damaged and unusual archives, limits, and random changes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CONTENT = {
     "test.txt": b"",
 }
 
-# Patterns of the messages that more than one row expects
+# Patterns of messages that several rows expect
 UNSAFE_NAME = r"unsafe entry name .*"
 TAR_TRUNCATED = r"truncated: the data ends in the middle of the tar"
 GZIP_TRUNCATED = r"truncated: the data ends before the gzip trailer"
@@ -74,7 +74,7 @@ except ImportError:
 
 
 def tar_entry(name: str, data: bytes = b"hi\n", form: int = tarfile.GNU_FORMAT, **fields: Any) -> bytes:
-    """Build a tar entry with these header fields; the size is that of *data* unless given."""
+    """Build a tar entry with these header fields; the size defaults to that of *data*."""
     info = sample_archive.tar_info(name, **{"size": len(data), **fields})
     return info.tobuf(form, "utf-8", "surrogateescape") + data + bytes(-len(data) % BLOCK)
 
@@ -138,7 +138,7 @@ LONG_ENTRY = r"entry '\./\./@LongLink': expected a regular file or a folder, "
 
 
 class Hostile(NamedTuple):
-    """Entries that must be refused, and the pattern of the error."""
+    """Entries that must be refused, and a pattern for the error."""
 
     name: str
     entries: bytes
@@ -157,12 +157,12 @@ def bad_type(description: str, name: str, kind: bytes, **fields: Any) -> Hostile
 
 
 def bad_size(description: str, field: bytes, error: str) -> Hostile:
-    """Make a row whose entry has this size field."""
+    """Make a row whose entry has this value in its size field."""
     return Hostile(f"size: {description}", patch_header(tar_entry("train.txt"), 124, field), error)
 
 
 def pax_override(key: str, value: str, kind: bytes) -> Hostile:
-    """Make a row with a pax record that would change the next entry."""
+    """Make a row with a pax record that overrides a field of the next entry."""
     name = f"{'global ' if kind == b'g' else ''}pax header that overrides {key}"
     entries = pax_header(pax_record(key, value), kind=kind) + tar_entry("train.txt")
     return Hostile(name, entries, overrides(key))
@@ -251,7 +251,7 @@ HOSTILE = [
         tar_entry("x", b"", type=b"2", linkname="a" * 200),
         LONG_ENTRY + r"got type b'K'",
     ),
-    # Folders with the name of a file
+    # Folders named like a file
     Hostile("folder val.txt/", folder_entry("val.txt/"), NAME_OF_A_FILE),
     Hostile("folder train.txt/", folder_entry("train.txt/"), NAME_OF_A_FILE),
     Hostile("folder ./train.txt/", folder_entry("./train.txt/"), NAME_OF_A_FILE),
@@ -358,7 +358,7 @@ HOSTILE = [
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Make an empty folder whose parent folders hold files that must not change."""
+    """Make an empty folder whose parent folders contain files that must not change."""
     target = tmp_path / "parent" / "target"
     target.mkdir(parents=True)
     for folder in (tmp_path, target.parent):
@@ -368,7 +368,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def take_snapshot(folder: Path) -> dict[str, object]:
-    """Record metadata and content of everything below a folder."""
+    """Return the metadata and content of everything below a folder."""
     found: dict[str, object] = {}
     for path in folder.rglob("*"):
         stat = path.lstat()
@@ -389,7 +389,7 @@ def fetch_refused(target: Path, archive: Path) -> str:
 
 
 def assert_error(stderr: str, archive: Path, pattern: str) -> None:
-    """Check that the archive's error is the only output besides the first line and, on a slow machine, progress."""
+    """Check that stderr has only the archive's error, after the first line and, on slow machines, progress lines."""
     path = re.escape(str(archive))
     assert re.fullmatch(rf"trying {path}\n([\d.]+ of [\d.]+ MB .*\n)*error: {path}: {pattern}\n", stderr)
 
@@ -405,7 +405,7 @@ def test_refuses_a_hostile_archive(row: Hostile, target: Path, tmp_path: Path) -
 
 
 class Damaged(NamedTuple):
-    """A file that must be refused, and the pattern of the error."""
+    """A file that must be refused, and a pattern for the error."""
 
     name: str
     data: bytes
@@ -435,13 +435,13 @@ DAMAGED = [
     Damaged("tar.bz2", bz2.compress(TAR), NOT_GZIP + "a bzip2 archive" + ADVICE),
     Damaged("tar.zst", b"\x28\xb5\x2f\xfd\x04\x58" + bytes(600), NOT_GZIP + "a zstd archive" + ADVICE),
     Damaged("HTML comments", b"<!---->" * 140, r"HTML or XML instead of the file: .*"),
-    # A gzip file that does not hold a tar
+    # Gzip files that do not contain a tar
     Damaged("gzip of text", gzip.compress(b"no tar\n" * 999), NOT_TAR + r", or damaged: .*"),
     Damaged("gzip of nothing", gzip.compress(b""), NOT_TAR + r": it unpacks to 0 bytes"),
     Damaged("gzip of a line", gzip.compress(b"no tar\n"), NOT_TAR + r": it unpacks to 7 bytes"),
     Damaged("gzip of 10240 zeros", gzip.compress(bytes(10240)), NO_FILES),
     Damaged("gzip of 512 zeros", gzip.compress(bytes(512)), NO_FILES),
-    # A tar that ends early
+    # Truncated tars
     Damaged("tar with half of its end", gzip.compress(TAR[:-513]), TAR_TRUNCATED),
     Damaged("tar cut in a header", gzip.compress(plain_files()[:-1]), TAR_TRUNCATED),
     Damaged("tar cut in a file", gzip.compress(plain_files()[: BLOCK + 9]), TAR_TRUNCATED),
@@ -452,7 +452,7 @@ DAMAGED = [
         gzip.compress(plain_files()) + b"garbage",
         r"truncated: expected an end-of-archive block in the tar, got trailing data",
     ),
-    # A damaged gzip file
+    # Damaged gzip files
     Damaged("no gzip trailer", GOOD[:-8], GZIP_TRUNCATED),
     Damaged("half of a gzip trailer", GOOD[:-4], GZIP_TRUNCATED),
     Damaged("half of a gzip header", GOOD[:5], GZIP_TRUNCATED),
@@ -479,7 +479,7 @@ def test_refuses_a_damaged_archive(row: Damaged, target: Path, tmp_path: Path) -
 
 
 class Bomb(NamedTuple):
-    """An archive that unpacks to more than it should, and the pattern of the error."""
+    """A decompression bomb, and a pattern for the error."""
 
     name: str
     chunks: Callable[[], Iterable[bytes]]
@@ -492,7 +492,7 @@ def sized(name: str, size: int) -> bytes:
 
 
 def two_large_files() -> Iterator[bytes]:
-    """Yield two files that exceed the limit only together."""
+    """Yield two files, each below the limit, that together exceed it."""
     for name in ("train.txt", "val.txt"):
         yield from [sized(name, 150 * MIB), *[bytes(MIB)] * 150]
 
@@ -586,7 +586,7 @@ BOMBS = [
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss and st_blocks differ elsewhere")
 @pytest.mark.parametrize("row", BOMBS, ids=lambda row: row.name)
-def test_refuses_a_bomb_within_100_mb_of_memory(row: Bomb, target: Path, tmp_path: Path) -> None:
+def test_refuses_a_decompression_bomb_within_100_mb(row: Bomb, target: Path, tmp_path: Path) -> None:
     path = write_chunks(tmp_path / "a.tar.gz", row.chunks())
     code, stderr, memory, disk = measure_fetch(target, path)
     path.unlink()
@@ -599,7 +599,7 @@ def test_refuses_a_bomb_within_100_mb_of_memory(row: Bomb, target: Path, tmp_pat
 
 def measure_fetch(target: Path, archive: Path) -> tuple[int, str, int, int]:
     """Run a fetch; return its exit code, stderr, and peak memory and disk usage in bytes."""
-    # Started by a small process: a fork of the test runner would count the runner's memory, too.
+    # Start it from a small process, because a fork of the test runner would count the runner's memory.
     program = (
         "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], timeout=100);"
         "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -619,7 +619,7 @@ def measure_fetch(target: Path, archive: Path) -> tuple[int, str, int, int]:
 
 
 def disk_usage(path: str) -> int:
-    """Return the size on disk; 0 if the file was removed meanwhile."""
+    """Return the size on disk, or 0 if the file has been removed."""
     try:
         return os.lstat(path).st_blocks * 512
     except FileNotFoundError:
@@ -639,7 +639,7 @@ def gzip_member(data: bytes, flags: int = 0, fields: bytes = b"") -> bytes:
 
 
 def split_gzip(tar: bytes, size: int) -> bytes:
-    """Compress every *size* bytes of a tar into an own gzip member."""
+    """Compress each *size* bytes of a tar into a separate gzip member."""
     return b"".join(gzip.compress(tar[at : at + size]) for at in range(0, len(tar), size))
 
 
@@ -654,7 +654,7 @@ def write_with_tarfile(form: int, **arguments: Any) -> bytes:
 
 
 def to_v7(entry: bytes) -> bytes:
-    """Remove from a header what version 7 lacks: magic, owner names, type of regular files."""
+    """Remove the header fields that v7 tars do not have: magic, owner names, type of regular files."""
     return patch_header(entry, 156, bytes(356))
 
 
@@ -769,7 +769,7 @@ def test_accepts_an_unusual_archive(name: str, tmp_path: Path) -> None:
 
 
 class Limit(NamedTuple):
-    """A limit, and how to make an archive that reaches it."""
+    """A limit, and a function that makes an archive of a given size."""
 
     name: str
     make: Callable[[int], Iterable[bytes]]
@@ -814,7 +814,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("row", LIMITS, ids=lambda row: row.name)
-def test_accepts_the_limit_and_refuses_one_more(row: Limit) -> None:
+def test_accepts_the_limit_and_refuses_more(row: Limit) -> None:
     assert dict(read_members(row.make(row.limit))) == CONTENT
     with pytest.raises(unpacker.ArchiveError) as caught:
         read_members(row.make(row.limit + 1))
@@ -835,7 +835,7 @@ def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
 
 
 def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 18) -> list[tuple[str, bytes]] | None:
-    """Read all members; return None if the archive is refused. Any other exception fails the test."""
+    """Read all members, or return None if the archive is refused; other exceptions propagate."""
     with mock.patch.object(unpacker, "zlib", zlib_module), mock.patch.object(unpacker, "_CHUNK_BYTES", chunk_size):
         try:
             return read_members(chunks)
@@ -938,7 +938,7 @@ def test_chunks_of_one_byte_yield_the_same_files(zlib_module: object) -> None:
 @pytest.mark.parametrize("flags", range(0, 32, 2))
 def test_a_gzip_header_may_be_split_anywhere(zlib_module: object, flags: int) -> None:
     fields = EXTRA_FIELD * bool(flags & 4) + b"name\0" * bool(flags & 8) + b"comment\0" * bool(flags & 16)
-    # The unpacker joins the first 512 bytes, so the header to split is behind them.
+    # The unpacker joins the first 512 bytes, so put the header to split after them.
     first, second = gzip.compress(TAR[:2000], 0), gzip_member(TAR[2000:], flags, fields)
     header_size = 10 + len(fields) + (2 if flags & 2 else 0)
     for cut in range(len(first), len(first) + header_size + 2):
@@ -964,7 +964,7 @@ def test_recognizes_a_tar_in_small_chunks(size: int) -> None:
 
 
 @with_each_zlib
-def test_reports_a_cut_archive_as_truncated(zlib_module: object) -> None:
+def test_reports_a_truncated_archive(zlib_module: object) -> None:
     packed = gzip.compress(RICH[:700], mtime=0) + gzip.compress(RICH[700:], mtime=0)
     with mock.patch.object(unpacker, "zlib", zlib_module):
         for end in range(2, len(packed)):
@@ -1020,7 +1020,7 @@ ENTRY_NAMES = st.one_of(
     st.text(max_size=20),
 )
 NUMBERS = st.one_of(st.integers(0, 2000), st.integers(-(2**70), 2**70), st.sampled_from([-1, 2**31, 2**33, 2**63]))
-SMALL_FIELDS = NUMBERS.map(lambda number: number % 2**56)  # fits a field of 8 bytes
+SMALL_FIELDS = NUMBERS.map(lambda number: number % 2**56)  # fits in a field of 8 bytes
 ENTRY_DATA = st.one_of(st.binary(max_size=40), st.integers(0, 1500).map(bytes))
 PLAIN_ENTRIES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({"name": ENTRY_NAMES, "data": ENTRY_DATA})
 ODD_ENTRIES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -1037,7 +1037,7 @@ ODD_ENTRIES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 
 def random_entry(name: str, data: bytes, records: Iterable[tuple[str, str]] = (), **fields: Any) -> bytes:
-    """Build an entry with these fields; the records are the content of a pax header."""
+    """Build an entry with these fields; *records* are the contents of a pax header before it."""
     if fields.get("type") in (b"x", b"g"):
         data = b"".join(pax_record(*pair) for pair in records)
     return tar_entry(name, data, **fields)

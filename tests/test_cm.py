@@ -1,4 +1,4 @@
-"""Run the script under CM: how it is found, what it exports, what it caches, how it fails."""
+"""Test the script under CM: lookup, exported keys, cache, errors and output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def published_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in read_folder(folder).items() if name in KEYS.values()}
 
 
-# How it is found
+# Lookup
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_runs_from_cm_test_script(home: CmHome, server: Server, archive: bytes) 
     assert len(server.requests) == 1 and home.export_keys()["CM_DATASET_AUX_SOURCE"] == url
 
 
-def test_meta_is_what_dependents_know() -> None:
+def test_meta_matches_what_dependents_use() -> None:
     meta = json.loads((ROOT / "_cm.json").read_text())
     assert (meta["alias"], meta["uid"]) == ("get-dataset-imagenet-aux", "bb2c6dd8c8c64217")
     assert (meta["automation_alias"], meta["automation_uid"]) == ("script", "5b4e0237da074764")
@@ -94,10 +94,10 @@ def test_meta_is_what_dependents_know() -> None:
     assert set(meta["input_mapping"]) == set(meta["input_description"]) == {"url", "checksum"}
 
 
-# What it exports
+# Exported keys
 
 
-def test_exports_every_key_and_the_archives_files(
+def test_exports_every_key_and_file(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive)
@@ -141,7 +141,7 @@ def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, arc
 
 def test_cm_doc_lists_the_main_key(home: CmHome) -> None:
     folder = home.path / "docs" / "scripts" / "AI" / "ML datasets"
-    folder.mkdir(parents=True)  # CM takes the category for a path, and does not create it
+    folder.mkdir(parents=True)  # CM uses the category as a path, but does not create the folder
     (home.path / "call").mkdir()
     program = (
         "import os, cmind; os.chdir('call')\n"
@@ -245,7 +245,7 @@ def test_archive_of_published_files_is_verified(home: CmHome, published_folder: 
     assert home.export_keys(f"--url={path}")["CM_DATASET_AUX_VERIFIED"] == "yes"
 
 
-def test_warns_of_a_changed_label(home: CmHome, published_folder: Path, tmp_path: Path) -> None:
+def test_warns_about_a_changed_label(home: CmHome, published_folder: Path, tmp_path: Path) -> None:
     content = published_files(published_folder)
     content["val.txt"] = content["val.txt"].replace(b"00000001.JPEG 65\n", b"00000001.JPEG 66\n")
     result = home.run_script(f"--url={write(tmp_path / 'x.tar.gz', sample_archive.pack_files(content))}", "-j")
@@ -255,10 +255,10 @@ def test_warns_of_a_changed_label(home: CmHome, published_folder: Path, tmp_path
     assert "val.txt" in warning and "synsets.txt" not in warning
 
 
-# How it fails
+# Errors
 
 
-def test_error_is_the_fetchers_sentence(home: CmHome, server: Server) -> None:
+def test_error_is_the_fetchers_message(home: CmHome, server: Server) -> None:
     url = f"{server.url}/missing.tar.gz"
     result = home.run_api(tags=TAGS, url=url)
     assert result["return"] > 0
@@ -288,7 +288,7 @@ def test_reports_a_killed_fetcher(home: CmHome, bash: str, server: Server, archi
     assert "file an issue" not in result.stdout + result.stderr
 
 
-# What it prints
+# Output
 
 
 def test_prints_a_table_of_the_files(

@@ -1,4 +1,4 @@
-"""The command: arguments, exit codes, messages, and output that cannot be written."""
+"""Test the command: arguments, exit codes, messages, and unwritable output."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_result_file_of_a_failed_fetch(work: Path) -> None:
 
 
 def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None:
-    """The old content is there until the new file, complete, is renamed."""
+    """The old content stays until the complete new file is renamed over it."""
     hook = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -184,7 +184,7 @@ def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
 @pytest.mark.parametrize("kind", ["device", "FIFO", "file"])
 def test_result_file_that_is_a_link_is_not_replaced(kind: str, work: Path) -> None:
-    """As /dev/stdout is one; a device is not replaced either."""
+    """For example /dev/stdout. A device is not replaced either."""
     path = work / kind
     if kind == "device":
         path = Path("/dev/null")
@@ -251,7 +251,7 @@ def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_fi
     assert (result.returncode, result.stderr) == (1, f"missing from {data}: val.txt\n")
 
 
-def test_show_reports_what_is_no_folder(work: Path) -> None:
+def test_show_reports_a_path_that_is_not_a_folder(work: Path) -> None:
     (work / "file").touch()
     for name, problem in (("nowhere", "does not exist"), ("file", "is a file")):
         result = run_command(work, "show", name)
@@ -308,7 +308,7 @@ def test_irregular_file_in_a_source_folder_is_reported(kind: str, work: Path, so
     assert os.listdir(work) == []
 
 
-def test_differing_and_missing_files_are_reported_apart(work: Path, source: Path) -> None:
+def test_differing_and_missing_files_are_reported_separately(work: Path, source: Path) -> None:
     (source / "test.txt").write_bytes(sample_archive.make_test_txt())
     (source / "val.txt").unlink()
     result = run_command(work, "fetch", source)
@@ -351,7 +351,7 @@ def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Se
         "file://me:secret@host/a",
     ],
 )
-def test_password_in_an_unusable_url_is_not_shown(url: str, work: Path) -> None:
+def test_password_in_an_invalid_url_is_not_shown(url: str, work: Path) -> None:
     result = run_command(work, "fetch", url)
     assert result.returncode == 1 and "error: " in result.stderr
     assert "secret" not in result.stdout + result.stderr
@@ -366,7 +366,7 @@ def test_missing_requests_is_reported(work: Path, tmp_path: Path) -> None:
     )
 
 
-def test_old_digests_work_under_a_fips_policy(work: Path, archive: bytes) -> None:
+def test_old_digests_work_in_fips_mode(work: Path, archive: bytes) -> None:
     policy = work / "openssl.cnf"
     policy.write_text("openssl_conf = a\n[a]\nalg_section = b\n[b]\ndefault_properties = fips=yes\n")
     env = {"OPENSSL_CONF": str(policy)}
@@ -402,7 +402,7 @@ def test_isal_is_optional(
 def test_exhausted_resources_are_reported_in_one_sentence(
     kind: str, work: Path, tmp_path: Path, server: Server, archive: bytes
 ) -> None:
-    """Limit the address space at the start of the download, so that no thread, or no chunk, can be allocated."""
+    """Limit the address space at the start of the download, so that a thread or a chunk cannot be allocated."""
     limit = f"""if True:
         import pathlib, resource
         from imagenet_aux import archive, download
@@ -466,7 +466,7 @@ def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: P
 
 
 def test_output_to_a_pipe_is_plain_text(work: Path, tmp_path: Path, server: Server, archive: bytes) -> None:
-    """Progress lines have no control characters, unlike the bar of a terminal."""
+    """Unlike the progress bar, progress lines have no control characters."""
     often = "from imagenet_aux import progress; progress._LINE_SECONDS = 0.01"
     url = server.serve("a.tar.gz", archive, slow_reply(archive, 0.5))
     result = run_command(work, "fetch", url, **run_at_start(tmp_path / "often", often))
@@ -480,12 +480,12 @@ def test_terminal_shows_a_bar(work: Path, server: Server, archive: bytes) -> Non
 
     screen, terminal = pty.openpty()
     url = server.serve("a.tar.gz", archive, Reply(pause=0.3))
-    checksum = hashlib.md5(archive).hexdigest()  # without one, a warning would come after the bar
+    checksum = hashlib.md5(archive).hexdigest()  # otherwise a warning would follow the bar
     call = [sys.executable, "-m", "imagenet_aux", "fetch", url, "--checksum", checksum]
     process = subprocess.Popen(call, cwd=work, env=ENV, stdout=terminal, stderr=terminal)
     os.close(terminal)
     shown = b""
-    with contextlib.suppress(OSError):  # Linux raises it when the other side is closed
+    with contextlib.suppress(OSError):  # raised on Linux when the other side is closed
         for chunk in iter(lambda: os.read(screen, 4096), b""):
             shown += chunk
     os.close(screen)
@@ -553,7 +553,8 @@ def test_unwritable_output_does_not_change_the_exit_code(
     sample_files: dict[str, bytes],
 ) -> None:
     arguments = " ".join(COMMANDS[name]).replace("SOURCE", f"'{source}'")
-    command = f"{redirection} '{sys.executable}' -m imagenet_aux {arguments}"  # bash accepts redirections in front
+    # In bash, a redirection may precede the command.
+    command = f"{redirection} '{sys.executable}' -m imagenet_aux {arguments}"
     result = subprocess.run(
         [bash, "-c", command],
         cwd=work,
@@ -590,7 +591,7 @@ def test_closed_pipe_does_not_end_a_fetch(
     archive: bytes,
     sample_files: dict[str, bytes],
 ) -> None:
-    """`head` ends after the first line, while progress lines and the table are still to come."""
+    """`head` exits after the first line, before the progress lines and the table are printed."""
     often = run_at_start(tmp_path / "often", "from imagenet_aux import progress; progress._LINE_SECONDS = 0.01")
     url = server.serve("a.tar.gz", archive, slow_reply(archive, 1.0))
     command = f"('{sys.executable}' -m imagenet_aux fetch {url} 2>&1; echo $? >code) | head -n 1"

@@ -1,4 +1,4 @@
-"""Every fault that a connection can have, against a real server. Add a fault as a row of one of the two tables."""
+"""Test connection faults against a real server. To add a fault, add a row to one of the two tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server import Reply, Server
 
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
-# Other files, which differ from the first one on; their archive, and the same with the length of ARCHIVE.
+# Files that all differ from the first ones; their archive; and that archive, padded to the length of ARCHIVE.
 NEW_FILES = {**FILES, "det_synset_words.txt": b"other words\n"}
 NEW = sample_archive.pack_files(NEW_FILES)
 NEW_SAME_LENGTH = NEW + bytes(len(ARCHIVE) - len(NEW))
@@ -25,7 +25,7 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head></html>\n"
 CUT = 100_000  # an offset in the middle of the archive
 GOOD = Reply()
 
-# Patterns of errors.
+# Patterns for errors.
 CUT_SHORT = r"the connection closed (?:too early|after [0-9]+ of [0-9]+ bytes)"
 GAVE_UP = r" \(gave up after 5 attempts, [0-9]+ s idle\)$"
 HTML_ERROR = r"HTML or XML instead of the file: "
@@ -58,13 +58,13 @@ def dated(day: int, **options: Any) -> Reply:
 
 
 def partial(content_range: str) -> Reply:
-    """Make a reply with the bytes from CUT on and this header; R and N stand for the range and the total size."""
+    """Make a reply with the bytes from CUT on and this header, in which R is the range and N the total size."""
     value = content_range.replace("R", f"{CUT}-{len(ARCHIVE) - 1}").replace("N", str(len(ARCHIVE)))
     return Reply(206, {"Content-Range": value}, ARCHIVE[CUT:], etag="")
 
 
 def starts(server: Server, name: str = "a.tar.gz") -> list[int]:
-    """Return the first byte that each request for a file wants."""
+    """Return the first requested byte of each request for a file."""
     ranges = [headers.get("Range", "bytes=0-") for headers in server.requests_for(name)]
     return [int(value[len("bytes=") : -1]) for value in ranges]
 
@@ -79,13 +79,13 @@ class Recovered:
     Attributes
     ----------
     replies : tuple of Reply
-        The server's replies, one request after another.
+        The server's replies, one per request.
     starts : tuple of int
-        The first byte that each request wants: ``(0, 5)`` resumes at the sixth byte, ``(0, 0)`` restarts.
+        The first byte of each request: ``(0, 5)`` resumes at the sixth byte, ``(0, 0)`` restarts.
     files : dict of str to bytes
         The files that are fetched.
     min_seconds : float
-        How long it takes at least.
+        The minimum duration.
     """
 
     name: str
@@ -109,7 +109,7 @@ LONG_RANGE = Reply(206, {"Content-Range": f"bytes {'9' * 5000}-9/9"})
 IN_THREE_SECONDS = Reply(429, {"Retry-After": lambda: email.utils.formatdate(time.time() + 3, usegmt=True)}, b"")
 
 RECOVERED = [
-    # Slow ones first, so that they run beside the others.
+    # Slow rows first, so that they run in parallel with the others.
     Recovered("stall", (Reply(stop_at=CUT, then="stall"), GOOD), (0, CUT), min_seconds=10),
     Recovered("no fault", (GOOD,)),
     # Redirects
@@ -206,20 +206,20 @@ def test_recovers_from_connection_fault(fault: Recovered, server: Server, tmp_pa
 
 @dataclass
 class Failed:
-    """A fault, and the error that it ends in.
+    """A fault, and the resulting error.
 
     Attributes
     ----------
     reason : str
-        Pattern of the end of the error.
+        A pattern that matches the end of the error.
     replies : tuple of Reply
-        The server's replies, one request after another.
+        The server's replies, one per request.
     source : str
-        The source; the addresses of the server are filled in.
+        The source, with placeholders for the server's addresses.
     requests : int
         Number of requests that the server receives.
     max_seconds : float
-        How long it may take, where a time limit is tested.
+        The maximum duration, for rows that test a time limit.
     """
 
     name: str
@@ -246,7 +246,7 @@ SSH = Reply(raw=b"SSH-2.0-OpenSSH_9.6\r\n")
 ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
 FAILED = [
-    # Slow ones first, so that they run beside the others.
+    # Slow rows first, so that they run in parallel with the others.
     Failed("no response", NO_RESPONSE + r"nothing received in 15 s$", (Reply(raw=b"", then="stall"),), max_seconds=45),
     Failed("dripping header", NO_RESPONSE + r"nothing received in 15 s$", (DRIPPING_HEAD,), max_seconds=45),
     Failed("endless 100 Continue", NO_RESPONSE + r"nothing received in 15 s$", (ENDLESS_CONTINUE,), max_seconds=45),
@@ -293,7 +293,7 @@ FAILED = [
     Failed("no gzip trailer", TRUNCATED, body(ARCHIVE[:-8])),
     Failed("no gzip trailer, no length", TRUNCATED + GAVE_UP, body(ARCHIVE[:-8], length=False), requests=5),
     Failed("flipped bit, no length", r"damaged: ", body(ARCHIVE[:CUT] + b"??" + ARCHIVE[CUT + 2 :], length=False)),
-    # Cut again and again
+    # Always cut
     Failed("always cut, no ranges", CUT_SHORT + GAVE_UP, (Reply(stop_at=CUT, ranges=False),), requests=5),
     Failed("always cut, no length", TRUNCATED + GAVE_UP, (HALF_NO_LENGTH,), requests=5),
     Failed("always cut, neither", TRUNCATED + GAVE_UP, (Reply(stop_at=CUT, length=False, ranges=False),), requests=5),

@@ -1,4 +1,4 @@
-"""Check the documents: generated files are current, commands work, messages are the code's own."""
+"""Test the documentation: generated files are current, commands work, and messages match the code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import benchmark
 import generate
 
 DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-# What a README command needs beside the checkout: PyPI, a mirror, or a container engine.
+# Commands in README.md with one of these need PyPI, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "REPOSITORY_URL", "_from.", "=...", "dockerfile")
 RUN_ELSEWHERE = ("bash tests/demo.sh", "bash tests/run.sh")
-# Messages of the system, requests and the engines, as they appear to users.
+# Messages of the OS, requests and the engines.
 FOREIGN_MESSAGES = [
     "cannot write …: Access is denied",
     "cannot write …: Disk quota exceeded",
@@ -35,7 +35,7 @@ FOREIGN_MESSAGES = [
     "Native run script failed inside MLC script",
     "Portable CM script failed",
 ]
-# What raises or prints a message in this project.
+# Names of the functions and exceptions that report messages.
 REPORTERS = re.compile(r"(\w+Error|_ConnectionFault|TruncatedArchive|_restart|_error|warning)")
 NOT_SHOWN = ["the download was stopped"]  # inside a thread whose result is dropped
 
@@ -71,7 +71,7 @@ def test_links_between_documents_have_a_target(document: str) -> None:
         assert not anchor or anchor in anchors(path or document), target
 
 
-def test_benchmark_table_is_the_measured_one() -> None:
+def test_benchmark_table_matches_the_measured_figures() -> None:
     figures = json.loads(read("docs/benchmark.json"))
     assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table of tools/benchmark.py"
 
@@ -92,12 +92,12 @@ def explained_messages() -> list[str]:
 
 
 def pattern(phrase: str) -> re.Pattern[str]:
-    """Return a pattern for a message in which … stands for anything."""
+    """Return a pattern for a message, in which … matches any text."""
     return re.compile(".*".join(re.escape(part.strip()) for part in phrase.split("…")), re.DOTALL)
 
 
 def text_of(node: ast.expr) -> str:
-    """Return the text of a string literal, with … for its variable parts; empty for other expressions."""
+    """Return the text of a string literal, with … in place of expressions; for other nodes, an empty string."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -125,12 +125,12 @@ def reported_messages() -> set[str]:
 
 
 @pytest.mark.parametrize("phrase", explained_messages())
-def test_explained_message_is_in_the_code(phrase: str) -> None:
+def test_documented_message_is_in_the_code(phrase: str) -> None:
     assert any(pattern(phrase).search(text) for text in [*all_texts(), *FOREIGN_MESSAGES])
 
 
 @pytest.mark.parametrize("message", sorted(reported_messages()))
-def test_message_is_explained(message: str) -> None:
+def test_message_is_documented(message: str) -> None:
     assert any(pattern(phrase).search(message) for phrase in explained_messages())
 
 
@@ -170,7 +170,7 @@ def test_readme_install_command_works_in_a_checkout(cached: CmHome, bash: str) -
     assert cached.run_script().returncode == 0
 
 
-def test_readme_output_is_that_of_a_call(home: CmHome, archive_path: Path) -> None:
+def test_readme_output_matches_a_call(home: CmHome, archive_path: Path) -> None:
     result = home.run_script(f"--url={archive_path}")
     printed = (result.stdout + result.stderr).splitlines()
     for line in blocks("README.md", "text")[0].splitlines():

@@ -1,4 +1,4 @@
-"""Downloads in process: the requests, the retry policy, threads, time and memory."""
+"""Test `Download` in process: requests, retry policy, threads, time limits and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ THREAD = "imagenet_aux download"
 
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
-    """Check that no download's thread outlives the test."""
+    """Check that no download thread is left after the test."""
     yield
     assert live_threads() == []
 
@@ -52,7 +52,7 @@ def live_threads() -> list[threading.Thread]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the pauses between attempts instead of making them."""
+    """Record the pauses between attempts instead of sleeping."""
     recorded: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -73,7 +73,7 @@ def read(url: str, min_rate: float = 0, watch: Callable[[Stream], None] = lambda
 
 
 def error_of(url: str, min_rate: float = 0) -> str:
-    """Return the error in which a download ends."""
+    """Return the error of a failed download."""
     with pytest.raises(SourceError) as info:
         read(url, min_rate)
     return str(info.value)
@@ -107,7 +107,7 @@ def dripping_server(first: bytes) -> Iterator[tuple[str, int]]:
 # Requests
 
 
-def test_requests_the_bytes_as_they_are(server: Server) -> None:
+def test_requests_unencoded_content(server: Server) -> None:
     assert read(server.serve("a", BODY)) == BODY
     (headers,) = server.requests_for("a")
     assert headers["Accept-Encoding"] == "identity"
@@ -166,7 +166,7 @@ def test_requests_more_when_a_server_sends_less_than_the_range(
 
 @pytest.mark.parametrize("start", [STEP - 5, STEP + 5])
 def test_refuses_a_range_with_another_start(start: int, server: Server, pauses: list[float]) -> None:
-    """Nothing else tells that the bytes do not fit."""
+    """Only Content-Range shows that the bytes do not fit."""
     rest = Reply(206, {"Content-Range": f"bytes {start}-{len(BODY) - 1}/*"}, BODY[start:], etag="")
     assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag="", chunked=True), rest, Reply(etag=""))) == BODY
     assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
@@ -195,7 +195,7 @@ def test_progress_resets_the_attempts(step: int, server: Server, pauses: list[fl
     assert max(pauses) == 0.25 * 2 ** (-(-STEP // step))
 
 
-def test_five_attempts_without_progress_are_the_last(server: Server, pauses: list[float]) -> None:
+def test_gives_up_after_five_attempts_without_progress(server: Server, pauses: list[float]) -> None:
     url = server.serve("a", BODY, Reply(stop_at=STEP // 8))
     assert "gave up after 5 attempts" in error_of(url)
     assert sent(server, "Range") == [None, *(f"bytes={n * STEP // 8}-" for n in range(1, 5))]
@@ -206,13 +206,13 @@ def busy(seconds: float) -> Reply:
     return Reply(503, {"Retry-After": str(seconds)}, b"")
 
 
-def test_pauses_add_up_to_20_seconds_at_most(server: Server, pauses: list[float]) -> None:
+def test_pauses_add_up_to_at_most_20_seconds(server: Server, pauses: list[float]) -> None:
     error = error_of(server.serve("a", BODY, busy(12), busy(6), busy(9), Reply()))
     assert re.search(r"The server requested a pause of 9 s \(gave up after 3 attempts, (18|19|20) s idle\)", error)
     assert pauses == [12, 6]
 
 
-def test_bytes_end_the_idle_time(server: Server, pauses: list[float]) -> None:
+def test_received_bytes_reset_the_idle_time(server: Server, pauses: list[float]) -> None:
     assert read(server.serve("a", BODY, busy(15), Reply(stop_at=1), busy(15), Reply(stop_at=1), Reply())) == BODY
     assert pauses == [15, 1, 15, 4]
 
@@ -263,7 +263,7 @@ def test_retries_a_refusing_proxy_after_the_first_response(
 
 @pytest.mark.parametrize("is_incomplete", [True, False])
 @pytest.mark.parametrize("has_length", [True, False])
-def test_restarts_after_an_error_that_missing_bytes_can_cause(
+def test_restarts_after_an_error_that_truncation_can_cause(
     is_incomplete: bool, has_length: bool, server: Server, pauses: list[float]
 ) -> None:
     class Incomplete(ContentError):
@@ -300,7 +300,7 @@ def test_restarts_once_after_an_error_in_resumed_bytes(server: Server, pauses: l
 @pytest.mark.parametrize(
     "marks", [{"etag": '"1"'}, {"etag": 'W/"1"'}, {"etag": "", "headers": {"Last-Modified": "1"}}], ids=str
 )
-def test_never_joins_two_versions(marks: Any, server: Server, pauses: list[float]) -> None:
+def test_never_mixes_two_versions(marks: Any, server: Server, pauses: list[float]) -> None:
     """The server ignores If-Range, and both versions have the same length."""
     new = {"etag": '"2"'} if marks["etag"] else {"etag": "", "headers": {"Last-Modified": "2"}}
     url = server.serve("a", BODY, Reply(stop_at=STEP, **marks), Reply(body=BODY[::-1], if_range=False, **new))
@@ -311,7 +311,7 @@ def test_never_joins_two_versions(marks: Any, server: Server, pauses: list[float
 def test_restarts_when_the_checksum_differs_after_a_resume(
     server: Server, tmp_path: Path, pauses: list[float], sample_files: dict[str, bytes]
 ) -> None:
-    """Both versions are intact archives of the same length, and nothing in the responses tells them apart."""
+    """Both versions are intact archives of the same length, and the responses have no validators."""
     tar = sample_archive.pack_tar(sample_archive.tar_entries(sample_files))
     begin = gzip.compress(b"")
     good, other = (begin + gzip.compress(tar, mtime=second) for second in (1, 2))
@@ -330,8 +330,8 @@ def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.M
     assert 0 < int(str(resumed)[len("bytes=") : -1]) < 4096
 
 
-def test_a_slow_body_is_no_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4096 bytes arrive within each time limit, which the whole body exceeds."""
+def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each 4096 bytes arrive within the time limit; the whole body does not."""
     monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
     assert len(server.requests_for("a")) == 1
@@ -359,7 +359,7 @@ def slow(body: bytes) -> Reply:
 
 
 @pytest.mark.usefixtures("short_rates")
-def test_gives_up_below_the_lowest_rate(server: Server) -> None:
+def test_gives_up_below_the_minimum_rate(server: Server) -> None:
     url = server.serve("a", BODY, slow(BODY))
     assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error_of(url, min_rate=100_000))
     assert len(server.requests_for("a")) == 1
@@ -367,19 +367,19 @@ def test_gives_up_below_the_lowest_rate(server: Server) -> None:
 
 @pytest.mark.usefixtures("short_rates")
 @pytest.mark.parametrize("min_rate", [0, 2_000])
-def test_continues_above_the_lowest_rate(min_rate: int, server: Server) -> None:
+def test_continues_above_the_minimum_rate(min_rate: int, server: Server) -> None:
     url = server.serve("a", BODY[:50_000], slow(BODY))
     assert read(url, min_rate) == BODY[:50_000]
 
 
 @pytest.mark.usefixtures("short_rates")
-def test_a_rate_that_drops_is_measured_anew(server: Server) -> None:
+def test_detects_a_drop_in_the_rate(server: Server) -> None:
     url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), slow(BODY))
     assert "too slow" in error_of(url, min_rate=100_000)
 
 
 @pytest.mark.usefixtures("short_rates")
-def test_takes_the_next_mirror_when_one_is_slow(
+def test_tries_the_next_mirror_when_one_is_slow(
     server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     urls = [server.serve(name, archive, Reply(chunk_size=1000, pause=0.25)) for name in ("a", "b")]
@@ -435,7 +435,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0
         "dripping body",
     ],
 )
-def test_no_thread_outlives_a_download(
+def test_download_leaves_no_thread_running(
     reply: Reply, server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
@@ -543,7 +543,7 @@ sys.exit(result.returncode)
 
 
 def head(status: str, field: str, count: int, size: int = 65_000) -> bytes:
-    """Return the head of a response, which may redirect, with so many headers of this size."""
+    """Return the status line and headers of a response, with this number of headers of this size."""
     fields = [field.replace("N", str(n)) + "x" * size for n in range(count)]
     return "\r\n".join([f"HTTP/1.1 {status}", "Location: /a", *fields, "\r\n"]).encode()
 
@@ -588,7 +588,7 @@ def test_headers_need_less_than_100_mb(
 def test_frees_responses_while_the_garbage_collector_is_off(
     replies: list[Reply], server: Server, pauses: list[float]
 ) -> None:
-    """The command disables the collector, and a server can cause thousands of attempts."""
+    """The command disables the garbage collector, and a server can cause thousands of attempts."""
     url = server.serve("a", BODY, *replies)
     gc.collect()
     gc.disable()
@@ -640,8 +640,8 @@ def test_warnings_hide_passwords(
     assert "secret" not in caplog.text
 
 
-def test_limits_the_headers_of_a_redirect_chain_together(server: Server) -> None:
-    """Each response is below the limit of 256 KiB, which the fifth exceeds."""
+def test_limits_the_total_headers_of_a_redirect_chain(server: Server) -> None:
+    """Each response is below the limit of 256 KiB; the total exceeds it at the fifth."""
     error = error_of(server.serve("a", b"", Reply(raw=head("302 Found", "X-N: ", 1, 60_000))))
     assert "response headers larger than 256 KiB" in error
     assert len(server.requests_for("a")) == 5
@@ -724,7 +724,7 @@ def test_background_closes_the_generator_in_its_thread() -> None:
     assert closed == [True]
 
 
-def test_background_wait_has_a_limit() -> None:
+def test_background_wait_times_out() -> None:
     stop = threading.Event()
     waits = []
 

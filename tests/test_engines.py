@@ -1,4 +1,4 @@
-"""Run the script under MLC, and as a dependency of upstream scripts."""
+"""Test the script under MLC, and as a dependency of MLCommons' scripts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mlc(home: CmHome) -> MlcHome:
     return MlcHome(home)
 
 
-# What it exports
+# Exported keys
 
 
 def test_exports_mlcs_keys(mlc: MlcHome, server: Server, archive: bytes) -> None:
@@ -109,7 +109,7 @@ def test_renew_replaces_the_files(mlc: MlcHome, server: Server, archive: bytes) 
     assert {key for key in env if key in KEYS} == {"MLC_DATASET_AUX_VAL_PATH"}
 
 
-# Where the source comes from
+# Selecting the source
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_parents_keys_do_not_name_the_source(place: str, mlc: MlcHome, archive: 
     assert f"come from: {path}" in result.stdout + result.stderr
 
 
-def test_skip_ssl_verification_says_that_it_has_no_effect(mlc: MlcHome, archive: bytes) -> None:
+def test_skip_ssl_verification_prints_a_note(mlc: MlcHome, archive: bytes) -> None:
     (mlc.home.path / "a.tar.gz").write_bytes(archive)
     result = mlc.home.run_command("mlcr", f"{TAGS},_skip_ssl_verification", "--url=a.tar.gz", check=True)
     assert result.stderr.count("note: _skip_ssl_verification has no effect") == 1
 
 
-# Where the files go
+# Target folder
 
 
 def test_outdirname_receives_the_files_themselves(mlc: MlcHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
@@ -245,7 +245,7 @@ def test_mlc_lint_leaves_the_meta_unchanged(mlc: MlcHome) -> None:
     assert (mlc.script / "meta.yaml").read_bytes() == before
 
 
-def test_mlc_finds_no_fault_in_the_meta(mlc: MlcHome) -> None:
+def test_mlc_accepts_the_meta(mlc: MlcHome) -> None:
     program = (
         "import sys, yaml; from mlc.meta_schema import validate_meta\n"
         "with open(sys.argv[1], encoding='utf-8') as file: print(validate_meta(yaml.safe_load(file)))"
@@ -265,7 +265,7 @@ def test_docker_images_contain_the_files(mlc: MlcHome) -> None:
 
 @pytest.fixture
 def pictures(home: CmHome) -> Path:
-    """Return a folder of 500 validation pictures."""
+    """Return a folder with 500 validation images."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
     folder = home.path / "pictures"
     folder.mkdir()
@@ -300,7 +300,7 @@ def test_upstream_script_preprocesses_pictures(home: CmHome, archive: bytes, pic
 def test_upstream_application_prints_a_class_name(
     home: CmHome, archive: bytes, sample_files: dict[str, bytes], pictures: Path
 ) -> None:
-    """Classify a picture with the application of cmx4mlops and a model that always prefers label 7."""
+    """Classify an image with cmx4mlops' application and a model that always predicts label 7."""
     model = home.path / "tiny.onnx"
     save_model(model, classes=len(sample_files["synset_words.txt"].splitlines()), label=7)
     (home.path / "a.tar.gz").write_bytes(archive)
@@ -323,7 +323,7 @@ def test_upstream_application_prints_a_class_name(
 
 
 def save_model(path: Path, classes: int, label: int) -> None:
-    """Write an ONNX model with the inputs and outputs of upstream's ResNet-50, for pictures of 8 x 8 pixels."""
+    """Write an ONNX model with the inputs and outputs of upstream's ResNet-50, for images of 8 x 8 pixels."""
     numpy = pytest.importorskip("numpy")
     if int(numpy.__version__.partition(".")[0]) > 1:
         pytest.skip("the application requires numpy 1, which Python 3.13 and later do not have")
@@ -331,7 +331,7 @@ def save_model(path: Path, classes: int, label: int) -> None:
         pytest.importorskip(name, reason=f"{name} is not installed")
     from onnx import TensorProto, helper, numpy_helper, save
 
-    outputs = classes + 1  # the first one means the background
+    outputs = classes + 1  # class 0 is the background
     weights = numpy.zeros((3 * 8 * 8, outputs), "float32")
     bias = numpy.zeros(outputs, "float32")
     bias[label + 1] = 9

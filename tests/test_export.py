@@ -1,4 +1,4 @@
-"""Export the script for each upstream project, and run it there in place of the project's own."""
+"""Test the export for each upstream project, and run it in place of the project's own script."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULTS = {"cm4mlops": ("_cm.yaml", "from.berkeleyvision"), "mlperf-automations
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Export for both projects."""
+    """Export the script for both projects."""
     folder = tmp_path_factory.mktemp("exports")
     for project in FILES:
         command = [sys.executable, str(ROOT / "tools" / "export.py"), project, str(folder / project)]
@@ -92,7 +92,7 @@ def test_refuses_a_folder_with_other_files(name: str, tmp_path: Path) -> None:
     assert list(read_files(tmp_path)) == [name]
 
 
-def test_names_a_section_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_section_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = export.PROJECTS["cm4mlops"]._replace(sections=("No such section",))
     monkeypatch.setitem(export.PROJECTS, "cm4mlops", project)
     with pytest.raises(ValueError, match="No such section"):
@@ -182,7 +182,7 @@ def test_mlc_leaves_the_export_unchanged(action: str, mlperf: MlperfAutomations)
     assert read_files(mlperf.script) == before
 
 
-def test_mlc_finds_no_fault_in_the_meta(exports: dict[str, Path]) -> None:
+def test_mlc_accepts_the_meta(exports: dict[str, Path]) -> None:
     from mlc.meta_schema import validate_meta
 
     meta = yaml.safe_load((exports["mlperf-automations"] / "meta.yaml").read_text(encoding="utf-8"))

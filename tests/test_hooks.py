@@ -1,4 +1,4 @@
-"""Test customize.py under CM: where the source comes from, and which inputs it refuses."""
+"""Test customize.py under CM: selecting the source, refused inputs, concurrent calls, signals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
     return home.run_command("cm", "run", "script", "--tags=needs,aux", "--quiet", *arguments)
 
 
-# Where the source comes from
+# Selecting the source
 
 
 @pytest.mark.parametrize("option", ["--const", "--env"])
@@ -110,14 +110,14 @@ def test_inherited_url_does_not_change_the_mirror(home: CmHome) -> None:
 
 
 def offline() -> dict[str, Any]:
-    """Return the call's input that sends all requests to a closed port."""
+    """Return an input that sends all requests to a closed port."""
     return {"env": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}}
 
 
 OFFLINE_META = {"env": offline()["env"]}
 
 
-# Where the files go
+# Target folder
 
 
 def test_extract_path_receives_the_files(home: CmHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
@@ -137,7 +137,7 @@ def test_extract_path_keeps_the_users_own_files(home: CmHome, archive: bytes) ->
 # Variations
 
 
-def test_skip_ssl_verification_says_that_it_has_no_effect(home: CmHome, archive: bytes) -> None:
+def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     command = ("cm", "run", "script", f"--tags={TAGS},_skip_ssl_verification", "--url=a.tar.gz")
     result = home.run_command(*command)
@@ -205,7 +205,7 @@ def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
 
 @pytest.mark.parametrize("name", ["url", "checksum"])
 @pytest.mark.parametrize("value", [True, False, 0, [], {}])
-def test_refuses_a_value_that_is_not_text(name: str, value: object, home: CmHome) -> None:
+def test_refuses_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: value})
     assert result["error"] == f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE."
 
@@ -229,7 +229,7 @@ def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: 
     assert home.run_api(tags=TAGS, url=str(path), mlc_run_cmd="mlcr 'a")["return"] == 0
 
 
-# The environment variables that hand the inputs over
+# Environment variables for the native script
 
 
 def test_hand_over_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
@@ -327,7 +327,7 @@ def test_thread_may_call_again_after_a_failed_call(home: CmHome, archive: bytes)
 
 @contextlib.contextmanager
 def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a call in a process group, as a terminal does."""
+    """Start a call in its own process group, as a terminal does."""
     process = subprocess.Popen(
         home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
         cwd=home.path,

@@ -1,4 +1,4 @@
-"""The published digests and addresses, and verification against them."""
+"""Test the published digests and addresses, and verification against them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from command import run_command
 import imagenet_aux
 from imagenet_aux.manifest import MANIFEST
 
-# Written out a second time: a typing error in the manifest would refuse the published files.
+# A second copy, to detect typing errors in the manifest.
 PUBLISHED_FILES = {
     "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
     "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",
@@ -83,7 +83,7 @@ def test_the_files_of_the_fork_are_optional() -> None:
     assert set(mirror.optional) >= {"det_synset_words.txt", "imagenet.bet.pickle"}
 
 
-def test_dropbox_is_requested_to_send_the_file() -> None:
+def test_dropbox_url_requests_the_file_itself() -> None:
     (mirror,) = (mirror for mirror in MANIFEST.mirrors if "dropbox.com" in mirror.address)
     assert mirror.query == "?dl=1", "otherwise Dropbox responds with HTML"
 

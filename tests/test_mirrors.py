@@ -1,4 +1,4 @@
-"""The built-in mirrors: their order, verification and fallbacks. A proxy connects their hosts to local servers."""
+"""Test the built-in mirrors: order, verification, fallbacks. A proxy connects their hosts to local servers."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def host(url: str) -> str:
 
 
 def digest_like(published: str, data: bytes) -> str:
-    """Return the digest of the data, of the same kind as a published one."""
+    """Return the digest of *data*, with the algorithm of a published digest."""
     if len(published) == 40:
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     return {0: "", 32: hashlib.md5(data).hexdigest(), 64: hashlib.sha256(data).hexdigest()}[len(published)]
 
 
 class Hosts:
-    """All mirrors, with the sample files as the published ones.
+    """All mirrors, with the sample files in place of the published ones.
 
     Attributes
     ----------
     manifest : Manifest
         The mirrors' addresses, with the digests of the sample files.
     requested : list of str
-        The hosts that the last fetch requested, in order, each once.
+        The distinct hosts that the last fetch requested, in order.
     """
 
     def __init__(self, http: Server, https: Server, ca_bundle: Path, manifest: Manifest) -> None:
@@ -125,11 +125,11 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def pack_with(files: dict[str, bytes], **changed: bytes) -> bytes:
-    """Pack the files, some of them changed; underscores in a name stand for dots."""
+    """Pack the files, replacing those given as keyword arguments, with underscores for dots in their names."""
     return sample_archive.pack_files({**files, **{name.replace("_", "."): data for name, data in changed.items()}})
 
 
-# The order
+# Order
 
 
 @pytest.mark.parametrize("down", range(len(MIRRORS)), ids="{} down".format)
@@ -374,7 +374,7 @@ OPTIONAL_REPLIES = {
 
 
 @pytest.mark.parametrize("case", OPTIONAL_REPLIES)
-def test_goes_on_without_optional_files(
+def test_continues_without_optional_files(
     case: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     reply, reason = OPTIONAL_REPLIES[case]
@@ -430,7 +430,7 @@ def test_single_files_survive_connection_faults(
             assert len(hosts.requests_for(SINGLE_FILES.files[name])) == 1, "downloaded files are kept"
 
 
-def test_limits_the_size_of_all_single_files_together(hosts: Hosts, tmp_path: Path) -> None:
+def test_limits_the_total_size_of_single_files(hosts: Hosts, tmp_path: Path) -> None:
     large = Reply(body=bytes(1 << 20), endless=True, length=False)
     hosts.serve(SINGLE_FILES.files[REQUIRED[-1]], b"", large)
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])
@@ -464,7 +464,7 @@ def test_requests_nothing_over_an_untrusted_connection(hosts: Hosts, tmp_path: P
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_names_an_unreachable_proxy(scheme: str, tmp_path: Path) -> None:
+def test_reports_an_unreachable_proxy(scheme: str, tmp_path: Path) -> None:
     proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
     result = run_command(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
     expected = "^error: .*: cannot reach aux.invalid through the proxy: .*refused"

@@ -1,4 +1,4 @@
-"""Installation by pip, and builds of Python that differ."""
+"""Test installation with pip, and other builds of Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from command import run_command
 from server import Server
 
 
-def test_pip_install_gives_a_command_without_deprecation_warnings(tmp_path: Path) -> None:
+def test_pip_installs_a_command_without_deprecation_warnings(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     shutil.copytree(ROOT / "imagenet_aux", source / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE.md"):

@@ -1,4 +1,4 @@
-"""What `Progress` writes, on terminals and elsewhere."""
+"""Test the output of `Progress`, on terminals and elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagenet_aux.transfer import Stream
 
 
 class Terminal(io.StringIO):
-    """A text stream that claims to be a terminal, and counts its flushes."""
+    """A text stream that reports being a terminal, and counts flushes."""
 
     flushes = 0
 
@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A clock that a test can set."""
 
     now = 1000.0
 
@@ -50,14 +50,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let the test set the columns of the terminal."""
+    """Return a function that sets the number of terminal columns."""
     made = [100]
     monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((made[0], 24)))
     return made
 
 
 class Waiting(Stream):
-    """A stream whose waiting time is set."""
+    """A stream with a settable waiting time."""
 
     waited = 0.0
 
@@ -104,7 +104,7 @@ def test_describes_a_stream(shown: Stream, seconds: float, expected: str) -> Non
     assert describe(shown, seconds) == expected
 
 
-def test_writes_lines_where_there_is_no_terminal(clock: Clock) -> None:
+def test_writes_lines_without_a_terminal(clock: Clock) -> None:
     out = io.StringIO()
     show = Progress(out)
     shown = stream(0, 20 * MB)
@@ -117,7 +117,7 @@ def test_writes_lines_where_there_is_no_terminal(clock: Clock) -> None:
     assert out.getvalue() == "3.0 of 20.0 MB  1.0 MB/s  0:17 left\n6.0 of 20.0 MB  1.0 MB/s  0:14 left\ndone\n"
 
 
-def test_measures_each_stream_anew(clock: Clock) -> None:
+def test_measures_each_stream_separately(clock: Clock) -> None:
     out = io.StringIO()
     show = Progress(out)
     show(stream(0))
@@ -245,7 +245,7 @@ def test_a_pipe_gets_no_bar(server: Server, tmp_path: Path, archive: bytes) -> N
     assert re.search(r"^0\.[12] of 0\.2 MB  0\.[01] MB/s  0:\d\d left$", result.stderr, re.MULTILINE)
 
 
-def test_shows_that_a_host_is_waited_for(server: Server, tmp_path: Path, archive: bytes) -> None:
+def test_shows_that_it_waits_for_a_host(server: Server, tmp_path: Path, archive: bytes) -> None:
     """The host accepts the connection and responds after four seconds."""
     late = Reply(headers={"X": lambda: str(server.released.wait(4))})
     result = run_command(tmp_path, "fetch", server.serve("a", archive, late))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("wine")  # creating two prefixes at once so
 WINDOWS = sys.platform == "win32"
 WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
-ENV = clean_env(**NO_COVERAGE)  # what the probe runs through is not to be measured
+ENV = clean_env(**NO_COVERAGE)  # do not measure the probe's coverage
 
 # imagenet_aux/__main__.py: records its arguments, and exits with the code in CODE.
 PROBE = """\
@@ -55,7 +55,7 @@ int wmain(int count, wchar_t **arguments) {
 
 
 class Cmd:
-    """Windows' cmd, or wine's with a new prefix below this folder."""
+    """Windows' cmd, or wine's cmd with a new prefix in this folder."""
 
     def __init__(self, path: Path) -> None:
         if not WINDOWS and not WINE:
@@ -82,7 +82,8 @@ class Cmd:
     def call(self, folder: Path, batch: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Call a batch file in a folder."""
         quoted = "".join(f' "{argument}"' for argument in arguments)
-        (folder / "caller.bat").write_bytes(f'@"%BATCH%"{quoted}\r\n'.encode())  # wine's `call` turns any code into 1
+        # No `call`: wine's version returns 1 for any code.
+        (folder / "caller.bat").write_bytes(f'@"%BATCH%"{quoted}\r\n'.encode())
         return subprocess.run(
             [*self._wine, "cmd", "/c", "caller.bat"],
             cwd=folder,
@@ -109,11 +110,11 @@ class Cmd:
         return program
 
     def name(self, path: Path) -> str:
-        """Return the Windows name of a path."""
+        """Convert a path to a Windows path."""
         return str(path) if WINDOWS else "Z:" + str(path).replace("/", "\\")
 
     def arguments(self, folder: Path, script: Path) -> list[str]:
-        """Return the arguments of the script's imagenet_aux/__main__.py."""
+        """Return the arguments that imagenet_aux/__main__.py received."""
         if WINDOWS:
             arguments: list[str] = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
             return arguments
@@ -132,7 +133,7 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
         server = shutil.which("wineserver", path=os.pathsep.join([os.environ["PATH"], "/usr/lib/wine"]))
         if server:
             subprocess.run([server, "-k"], env={**ENV, "WINEPREFIX": str(path / "prefix")}, check=False)
-        shutil.rmtree(path, ignore_errors=True)  # a Windows is 700 MB
+        shutil.rmtree(path, ignore_errors=True)  # a wine prefix takes 700 MB
 
 
 _EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(not WINDOWS, reason="wine's cmd expands values again"))
@@ -179,7 +180,7 @@ SOURCES = {
 }
 
 
-# For the hooks
+# Called by the hooks
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -210,7 +211,7 @@ def test_exits_with_0_if_there_is_a_result_file(code: int, cmd: Cmd, folder: Pat
     assert cmd.call(folder, script / "run.bat", CODE=str(code), **env).returncode == 0
 
 
-# By hand
+# Called by hand
 
 
 def test_runs_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
@@ -261,7 +262,7 @@ def test_finds_a_python_that_is_a_batch_file(code: int, cmd: Cmd, folder: Path, 
     assert (result.returncode, result.stdout.strip()) == (code, "__main__.py"), result.stderr
 
 
-# Through the batch file that the engine writes
+# Called by the engine's batch file
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES.values() if s and not set(s) & set('"\\')])

@@ -1,4 +1,4 @@
-"""Run run.sh by hand."""
+"""Test run.sh when it is called by hand."""
 
 from __future__ import annotations
 

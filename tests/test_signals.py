@@ -1,4 +1,4 @@
-"""Signals and kills: what they leave behind."""
+"""Test what signals and kills leave behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
 from command import NO_COVERAGE, read_data, run_at_start, run_command, start_command, write_files
 from server import Reply, Server
 
-# On Windows, a process cannot handle being terminated.
+# On Windows, a process cannot handle its termination.
 STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
 KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", *STOP_SIGNALS]
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("default_signals")
 
 @pytest.fixture
 def default_signals() -> Iterator[None]:
-    """Undo what nohup does, which the processes that a test starts would inherit."""
+    """Restore the default signal handlers, which child processes inherit, in case the tests run under nohup."""
     handlers = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in STOP_SIGNALS}
     for number, handler in handlers.items():
         if handler == signal.SIG_IGN:
@@ -39,7 +39,7 @@ def default_signals() -> Iterator[None]:
 
 @pytest.fixture
 def work(tmp_path: Path, old_files: dict[str, bytes]) -> Path:
-    """Return a folder that holds the old files."""
+    """Return a folder with the old files."""
     write_files(tmp_path / "work" / "data", old_files)
     return tmp_path / "work"
 
@@ -50,7 +50,7 @@ def wait_for_requests(server: Server, process: subprocess.Popen[str], count: int
         time.sleep(0.01)
 
 
-# While it fetches
+# During the fetch
 
 
 @pytest.mark.parametrize("stop_at", [0, 100_000], ids=["before the response", "in the body"])
@@ -114,7 +114,7 @@ def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archiv
 def test_ignored_signal_stays_ignored(
     name: str, work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
-    """As nohup does it for SIGHUP, and a shell for SIGINT of a background process."""
+    """The command nohup ignores SIGHUP, and a shell ignores SIGINT for background processes."""
     gate = threading.Event()
     url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
     number = signal.Signals[name]
@@ -144,7 +144,7 @@ def test_suspension_does_not_count_as_waiting(
     sample_files: dict[str, bytes],
     old_files: dict[str, bytes],
 ) -> None:
-    """With limits of four seconds, five seconds without a byte are too long, but not if the process is suspended."""
+    """Five seconds without a byte exceed the limit of four seconds, unless the process is suspended meanwhile."""
     gate = threading.Event()
     gate_header: dict[str, str | Callable[[], str]] = {"X-Gate": lambda: str(gate.wait(60))}
     replies = [Reply(headers=gate_header), Reply(status=404)]
@@ -234,7 +234,7 @@ def test_stop_signal_at_each_step_leaves_old_or_new_files(
     sample_files: dict[str, bytes],
     old_files: dict[str, bytes],
 ) -> None:
-    """It ends in the old files and "interrupted", or in the new files and success: always if files were moved."""
+    """Expect the old files and "interrupted", or, once files have been moved, the new files and success."""
     codes, names = [], []
     with Runner(work, source, old_files) as runner:
         for step in range(1, 1000):

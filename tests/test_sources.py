@@ -1,4 +1,4 @@
-"""User-supplied sources, local files, and the inspection of files."""
+"""Test user-supplied sources, local files, and file inspection."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NAMES = list(MANIFEST.files)
 
 
 def resolve_one(source: object, checksum: str = "") -> Source:
-    """Resolve a source that is no built-in mirror."""
+    """Resolve a source that is not a built-in mirror."""
     (resolved,) = resolve(str(source), checksum, MANIFEST)
     return resolved
 
 
 def path_source(path: Path, checksum: str = "") -> Source:
-    """Return the source that is expected for the path of an archive."""
+    """Return the expected source for the path of an archive."""
     return Source(str(path), [Transfer(str(path))], digest=checksum, require_match=bool(checksum))
 
 
@@ -196,7 +196,7 @@ def test_reports_a_missing_local_file(tmp_path: Path) -> None:
         read(tmp_path / "file")
 
 
-def test_reports_an_error_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_read_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
 
     def fstat(_: int) -> os.stat_result:
@@ -211,7 +211,7 @@ def test_reports_an_error_while_it_reads(tmp_path: Path, monkeypatch: pytest.Mon
     "location, expected",
     [("http://a", True), ("https://a", True), ("HTTPS://a", True), ("/http://a", False), ("http:a", False)],
 )
-def test_tells_urls_from_paths(location: str, expected: bool) -> None:
+def test_distinguishes_urls_from_paths(location: str, expected: bool) -> None:
     assert is_http(location) is expected
 
 
@@ -318,7 +318,7 @@ def test_inspects_a_folder(tmp_path: Path) -> None:
     assert missing(files, manifest) == ["missing.txt"]
 
 
-def test_a_sha1_of_the_content_is_no_git_blob_id(tmp_path: Path) -> None:
+def test_sha1_of_the_content_is_not_a_git_blob_id(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"1\n")
     manifest = Manifest({"train.txt": hashlib.sha1(b"1\n").hexdigest()}, ())
     assert [file.verified for file in inspect_folder(str(tmp_path), manifest)] == [False]
@@ -335,7 +335,7 @@ def test_inspects_regular_files_and_links_to_them(tmp_path: Path) -> None:
     assert [(file.name, file.lines) for file in inspect_folder(str(tmp_path))] == [("train.txt", 1)]
 
 
-def test_names_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __enter__(self) -> Broken:
             return self
@@ -356,7 +356,7 @@ def test_names_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name, length", [("md5", 32), ("sha1", 40), ("sha256", 64)])
-def test_hashes_where_a_policy_bars_old_algorithms(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_with_old_algorithms_in_fips_mode(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = getattr(hashlib, name)
 
     def new(*args: Any, usedforsecurity: bool = True) -> Any:
@@ -372,5 +372,5 @@ def test_hashes_where_a_policy_bars_old_algorithms(name: str, length: int, monke
     "text, expected",
     [("0" * 32, True), ("a" * 64, True), ("0" * 40, False), ("A" * 32, False), ("g" * 32, False), ("", False)],
 )
-def test_tells_archive_digests_from_other_text(text: str, expected: bool) -> None:
+def test_recognizes_archive_digests(text: str, expected: bool) -> None:
     assert is_archive_digest(text) is expected

@@ -1,4 +1,4 @@
-"""Staging and publishing: files of the user, full and read-only disks, leftovers, concurrent callers."""
+"""Test staging and publishing: users' files, full and read-only disks, leftovers, concurrent callers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def fetch_into(target: Path, source: Path, replace: bool = False, watch: Any = l
 
 
 def mount(*args: object) -> None:
-    """Mount something; skip the test where that is not possible."""
+    """Mount a file system, or skip the test if that is not possible."""
     if not LINUX_ROOT or subprocess.run(["mount", *map(str, args)], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("only root can mount, and only on Linux")
 
@@ -82,7 +82,7 @@ def staging_folder(parent: Path) -> Path:
     return folder
 
 
-# Files of the user
+# Users' files
 
 
 @pytest.mark.parametrize("names", [["val.txt"], NAMES], ids=["one", "all"])
@@ -102,7 +102,7 @@ def test_refuses_to_replace_other_files(names: list[str], work: Path, source: Pa
 def test_compares_the_content_of_files(
     work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here, size and time are the same."""
+    """The files have the same size and modification time."""
     data = write_files(work / "data", {"val.txt": sample_files["val.txt"][::-1]})
     publish = staging.Staging.publish
 
@@ -142,7 +142,7 @@ def test_second_fetch_accepts_the_result_of_the_first(work: Path, source: Path, 
 
 
 @pytest.mark.parametrize("content", [b"other\n", None], ids=["other", "missing"])
-def test_published_file_may_be_replaced_and_is_kept(content: bytes | None, work: Path, source: Path) -> None:
+def test_published_file_is_not_a_conflict(content: bytes | None, work: Path, source: Path) -> None:
     published = sample_archive.make_test_txt()
     data = write_files(work / "data", {"test.txt": published})
     (source / "test.txt").unlink()
@@ -201,7 +201,7 @@ IRREGULAR: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("replace", [False, True], ids=["", "replace"])
 @pytest.mark.parametrize("kind", IRREGULAR)
-def test_refuses_to_replace_anything_but_files_and_links(kind: str, replace: bool, work: Path, source: Path) -> None:
+def test_replaces_only_regular_files_and_links(kind: str, replace: bool, work: Path, source: Path) -> None:
     path = write_files(work / "data", {"synsets.txt": b"mine"}) / "val.txt"
     make, description = IRREGULAR[kind]
     make(path)
@@ -214,7 +214,7 @@ def test_refuses_to_replace_anything_but_files_and_links(kind: str, replace: boo
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
 def test_does_not_read_or_copy_a_huge_file(tmp_path: Path, work: Path, source: Path) -> None:
-    """Reading this file would take an hour."""
+    """Use a sparse file that would take an hour to read."""
     path = write_files(work / "data", {"val.txt": b""}) / "val.txt"
     try:
         os.truncate(path, 1 << 42)
@@ -267,7 +267,7 @@ def call_before_moves(monkeypatch: pytest.MonkeyPatch, function: Callable[[], ob
 
 
 def fail_at(call: int, function: Callable[..., None], error: int) -> Callable[..., None]:
-    """Return the function, except that one call raises an OSError."""
+    """Wrap a function so that one call raises OSError."""
     calls = iter(range(1, 10_000))
 
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -331,7 +331,7 @@ def test_failed_publication_removes_a_new_target(work: Path, source: Path, monke
     assert os.listdir(work) == []
 
 
-def test_file_that_cannot_be_replaced_is_named(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+def test_reports_a_file_that_cannot_be_replaced(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
     path = write_files(work / "data", old_files) / "val.txt"
     mount("--bind", path, path)
     try:
@@ -400,7 +400,7 @@ def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypa
     assert os.listdir(work) == []
 
 
-def test_fills_a_mounted_file_system(small_disk: Path, source: Path) -> None:
+def test_writes_to_a_mounted_file_system(small_disk: Path, source: Path) -> None:
     (source / "imagenet.bet.pickle").unlink()
     (source / "train.txt").unlink()
     fetch_into(small_disk, source)
@@ -408,7 +408,7 @@ def test_fills_a_mounted_file_system(small_disk: Path, source: Path) -> None:
     assert os.listdir(small_disk.parent).count("disk") == 1
 
 
-def test_fills_a_folder_mounted_from_the_same_disk(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+def test_writes_to_a_bind_mount(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     (work / "data").mkdir()
     mount("--bind", work / "data", work / "data")
     try:
@@ -419,7 +419,7 @@ def test_fills_a_folder_mounted_from_the_same_disk(work: Path, source: Path, sam
     assert os.listdir(work) == ["data"]
 
 
-def test_fills_the_target_of_a_link_to_another_disk(small_disk: Path, work: Path, source: Path) -> None:
+def test_writes_to_the_target_of_a_link_to_another_disk(small_disk: Path, work: Path, source: Path) -> None:
     (source / "imagenet.bet.pickle").unlink()
     (source / "train.txt").unlink()
     (small_disk / "target").mkdir()
@@ -430,7 +430,7 @@ def test_fills_the_target_of_a_link_to_another_disk(small_disk: Path, work: Path
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
-def test_creates_the_target_of_a_link(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+def test_creates_the_target_of_a_dangling_link(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     (work / "data").symlink_to("missing/target")
     fetch_into(work / "data", source)
     assert read_files(work / "missing" / "target") == sample_files
@@ -441,7 +441,7 @@ def test_creates_the_target_of_a_link(work: Path, source: Path, sample_files: di
 def test_stages_in_the_target_if_files_cannot_be_moved_into_it(
     sign: str, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux refuses the rename of any file. Elsewhere, the target is known to be a mount."""
+    """The target is a mount point, or renaming a file from it to its parent fails with EXDEV."""
 
     def rename(source: str, target: str) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
@@ -532,7 +532,7 @@ HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 
 
 def make_leftover(parent: Path, host: str = HOST, age: float = 0, has_lock: bool = True) -> Path:
-    """Make a staging folder as a killed process leaves it."""
+    """Make a staging folder like one that a killed process leaves behind."""
     folder = write_files(parent / f"data.{host}.01234567.imagenet-aux", {"val.txt": b"part"})
     if has_lock:
         (folder / "lock").touch()
@@ -576,7 +576,7 @@ def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sa
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
 @pytest.mark.parametrize("age", [0, DAY + 600], ids=["new", "old"])
-def test_removes_only_old_leftovers_where_nothing_can_be_locked(
+def test_removes_only_old_leftovers_without_locks(
     age: float, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -595,7 +595,7 @@ def test_removes_only_old_leftovers_where_nothing_can_be_locked(
 def test_keeps_the_staging_folder_of_another_node(
     tmp_path: Path, work: Path, server: Server, archive: bytes, source: Path, sample_files: dict[str, bytes]
 ) -> None:
-    """On some shared file systems, locks are local to a node: each node obtains every lock."""
+    """On some shared file systems, locks are local to a node, so every node can lock the same file."""
     gate = threading.Event()
     url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
     node = "import fcntl, socket; fcntl.flock = lambda *_: None; socket.gethostname = lambda: {!r}"
@@ -653,7 +653,7 @@ def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkey
 
 
 def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a sticky folder such as /tmp, Linux forbids to open another user's file with O_CREAT."""
+    """In a sticky folder such as /tmp, Linux refuses to open another user's file with O_CREAT."""
 
     def protected_open(path: str, mode: str) -> IO[bytes]:
         if os.path.exists(path) and mode[0] in "aw":
@@ -667,7 +667,7 @@ def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monke
 
 
 def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
-    """In a sticky folder, it cannot be removed."""
+    """In a sticky folder, the lock file cannot be removed."""
     if not LINUX_ROOT:
         pytest.skip("only root can make a file of another user")
     work.chmod(0o1777)
@@ -683,14 +683,14 @@ def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_fil
 # Readers and concurrent callers
 
 
-def test_reader_of_an_old_file_is_not_disturbed(
+def test_reader_of_an_old_file_can_continue(
     work: Path,
     source: Path,
     sample_files: dict[str, bytes],
     old_files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On Windows, where an open file cannot be replaced, publication waits until it is closed."""
+    """On Windows, an open file cannot be replaced, so publishing waits until it is closed."""
     data = write_files(work / "data", old_files)
     read: list[bytes] = []
     file = (data / "val.txt").open("rb")
@@ -712,13 +712,13 @@ def test_reader_of_an_old_file_is_not_disturbed(
 def test_retries_if_a_folder_is_removed_while_it_is_created(
     error: int, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a failing caller that had created it; os.makedirs then raises one of these."""
+    """A failing caller removes a folder that it created; os.makedirs then raises one of these errors."""
     monkeypatch.setattr(os, "makedirs", fail_at(1, os.makedirs, error))
     fetch_into(work / "new" / "data", source)
     assert read_data(work / "new") == sample_files
 
 
-def test_files_are_present_at_any_time(
+def test_readers_always_find_every_file(
     work: Path, source: Path, old_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_files(work / "data", old_files)
@@ -729,7 +729,7 @@ def test_files_are_present_at_any_time(
 
 
 @pytest.mark.skipif(not WINDOWS, reason="elsewhere an open file can be replaced")
-def test_file_that_stays_open_is_named(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+def test_reports_a_file_that_stays_open(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
     path = write_files(work / "data", old_files) / "val.txt"
     with path.open("rb"), pytest.raises(FetchError, match=f"cannot write {re.escape(str(path))}: "):
         fetch_into(work / "data", source, replace=True)
@@ -738,7 +738,7 @@ def test_file_that_stays_open_is_named(work: Path, source: Path, old_files: dict
 
 
 def run_in_threads(*functions: Callable[[], object]) -> list[object]:
-    """Call the functions at the same time and return their results or errors."""
+    """Call the functions in parallel and return their results or errors."""
     results: list[object] = [None] * len(functions)
 
     def call(index: int) -> None:
@@ -770,7 +770,7 @@ def test_only_one_process_publishes_at_a_time(
             staged.wait(60)
 
     def meet() -> None:
-        """Wait until both move files, which must not happen."""
+        """Wait for the other process to move files at the same time, which must not happen."""
         with contextlib.suppress(threading.BrokenBarrierError):
             moving.wait(2)
             met.append(True)
@@ -791,7 +791,7 @@ def test_only_one_process_publishes_at_a_time(
 
 @pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
 def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS refuses to lock others."""
+    """NFS refuses to lock files that are open for reading only."""
     import fcntl
 
     modes = []
@@ -822,10 +822,10 @@ def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monke
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows does not remove an open file")
-def test_lock_of_a_removed_file_is_not_enough(
+def test_does_not_use_the_lock_of_a_removed_file(
     work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last holder removed it, and the next one has created another."""
+    """The previous holder removes the lock file, and the next one creates a new file."""
     import fcntl
 
     waits = threading.Event()
@@ -871,10 +871,10 @@ def test_eight_concurrent_callers_succeed(
 
 
 @pytest.mark.parametrize("good", [0, 1, 4])
-def test_failing_callers_do_not_disturb_others(
+def test_failing_callers_do_not_affect_others(
     good: int, tmp_path: Path, work: Path, source: Path, sample_files: dict[str, bytes]
 ) -> None:
-    """They remove the folders that they created, while others write there."""
+    """A failing caller removes the folders that it created, while other callers write there."""
     (tmp_path / "bad").write_bytes(b"bad")
     for attempt in range(10):
         parent = work / str(attempt) / "new"

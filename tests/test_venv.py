@@ -1,4 +1,4 @@
-"""The environment that tests/venv.sh makes for the scripts beside it."""
+"""Test the environment that tests/venv.sh creates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stub for Python is a shell script")
 
-# Stands in for python3: creates environments without pip, which would take seconds, and counts them.
+# Stands in for python3: counts the environments that it creates, without pip to save time.
 STUB = f"""#!/bin/sh
 case $2 in
 venv) echo venv >>created; exec "{sys.executable}" "$@" --without-pip ;;

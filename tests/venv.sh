@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: creates the project's environment in .venv, and a temporary folder until they exit.
+# Sourced by the other scripts: creates the project's environment in .venv, and a temporary folder that exists until exit.
 #
 # PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path. Replaces a .venv of another version.
 #                 Without it, a .venv that works is kept, and a new one is created with python3.
@@ -9,7 +9,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=.venv${REQUESTS:+-requests-$REQUESTS}
 python=${PYTHON:-}
 # shellcheck disable=SC2086 # names without blanks
-unset ${!PYTHON*} # PYTHONPATH, PYTHONOPTIMIZE and others change what the checks run
+unset ${!PYTHON*} # PYTHONPATH, PYTHONOPTIMIZE and others affect the checks
 
 find_bin() {
   bin=$venv/bin
@@ -45,14 +45,14 @@ if ! is_usable ${version:+"$version"} >/dev/null 2>&1; then
   find_bin
 fi
 
-# Below this folder, pytest and the other tools keep theirs.
+# pytest and the other tools create their temporary folders in this one.
 if [ ! -w "${TMPDIR:-/tmp}" ]; then
-  unset TMPDIR # another user's
+  unset TMPDIR # belongs to another user
 fi
 TMPDIR=$(mktemp -d)
 export TMPDIR
 remove_temporary() {
   chmod -R u+rwX "$TMPDIR" 2>/dev/null || true
-  rm -rf "$TMPDIR" || { sleep 3 && rm -rf "$TMPDIR"; } || true # a process that is ending may still write there
+  rm -rf "$TMPDIR" || { sleep 3 && rm -rf "$TMPDIR"; } || true # an exiting process may still write there
 }
 trap remove_temporary EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs tests with Windows' Python 3.11 under wine. Sets both up in .venv-windows, and writes nothing elsewhere.
-#   bash tests/windows.sh               the tests of what differs on Windows
+# Runs tests with Python 3.11 for Windows under wine. Sets up both in .venv-windows, and writes nothing elsewhere.
+#   bash tests/windows.sh               the tests that behave differently on Windows
 #   bash tests/windows.sh ARGUMENTS     pytest with these arguments
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
-PATH=$PATH:/usr/lib/wine # where Debian has it
+PATH=$PATH:/usr/lib/wine # Debian's location
 if ! wine=$(command -v wine64 || command -v wine) || ! command -v wineserver >/dev/null; then
   echo "error: wine is not installed. On Debian: apt install --no-install-recommends wine64" >&2
   exit 1
@@ -16,7 +16,7 @@ export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # no .NET, no HTML
 export WINEPATH="Z:${windows//\//\\};Z:${windows//\//\\}\\Scripts"
 export PYTHONDONTWRITEBYTECODE=1 # the native pytest would read its bytecode, which contains Windows paths
 python() {
-  "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot open wine's handle of a file or a terminal
+  "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot use wine's handles of files or terminals
 }
 
 if [ ! -f "$windows/complete" ]; then
@@ -40,14 +40,14 @@ with zipfile.ZipFile(io.BytesIO(data)) as files:
 with zipfile.ZipFile(windows / "python311.zip") as library:
     library.extractall(windows / "Lib")
 (windows / "python311.zip").unlink()  # cmind cannot be imported while a zip is in sys.path
-(windows / "python311._pth").unlink()  # it would turn off PYTHONPATH and site-packages
+(windows / "python311._pth").unlink()  # it disables PYTHONPATH and site-packages
 END
   install --target "$windows/Lib/site-packages" pip
   touch "$windows/complete"
 fi
 
 export HOME=$windows/home
-# Wine's Windows would shut down after each program, and a program that starts meanwhile would fail.
+# Keep wineserver running: programs that start while it shuts down fail.
 wineserver --persistent
 trap 'wineserver --kill; remove_temporary' EXIT
 # Python refuses Windows 7, which is wine's default.
@@ -62,8 +62,8 @@ if [ $# -gt 0 ]; then
   python -m pytest -p no:cacheprovider "$@"
   exit
 fi
-echo "Not run: test_mirrors.py, since cryptography does not load under wine; test_api.py, since this Python lacks venv;"
-echo "two tests that need taskkill /T and symbolic links, which wine lacks. pytest names what else it skips."
+echo "Not run: test_mirrors.py (cryptography does not load under wine), test_api.py (this Python has no venv), and two tests"
+echo "that need taskkill /T or symbolic links, which wine does not support. pytest lists other skipped tests."
 python -m pytest -p no:cacheprovider -n 2 \
   tests/test_{command,cm,hooks,archive,connection,staging,signals,sources,run_bat}.py \
   --deselect tests/test_signals.py::test_kill_of_the_engine_leaves_a_usable_cache \

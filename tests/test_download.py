@@ -46,7 +46,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 def live_threads() -> list[threading.Thread]:
-    """Return the threads of downloads."""
+    """Return the running download threads."""
     return [thread for thread in threading.enumerate() if thread.name == THREAD]
 
 

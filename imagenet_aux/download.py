@@ -240,7 +240,7 @@ class Download(Stream):
         idle = self.waited - self._active
         if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
             raise SourceError(
-                f"{reason}{requested} (gave up after {self._attempts} attempts, {idle:.0f} s idle)"
+                f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)"
             ) from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
         while pause > 0:

@@ -27,7 +27,7 @@ GOOD = Reply()
 
 # Patterns for errors.
 CUT_SHORT = r"the connection closed (?:too early|after [0-9]+ of [0-9]+ bytes)"
-GAVE_UP = r" \(gave up after 5 attempts, [0-9]+ s idle\)$"
+GAVE_UP = r" \(gave up at attempt 5, [0-9]+ s idle\)$"
 HTML_ERROR = r"HTML or XML instead of the file: "
 INVALID_URL = r"invalid URL or redirect: "
 NO_RESPONSE = r"no response from 127\.0\.0\.1: "

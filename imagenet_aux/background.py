@@ -23,7 +23,7 @@ class BackgroundIterator(Generic[T]):
     """Run a generator in a background thread, a few items ahead; call *on_wait* while the caller waits for an item."""
 
     def __init__(self, items: Generator[T, None, None], on_wait: Callable[[], None]) -> None:
-        self.waited = 0.0  # seconds, not counting time for which the process was suspended
+        self.waited = 0.0  # seconds, excluding time while the process was suspended
         self._on_wait = on_wait
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(_DEPTH)
         self._closed = threading.Event()

@@ -361,7 +361,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
         session.hooks["response"].append(_skip_redirect_body)
         # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
-        # No read timeout: the caller has one, which excludes the time for which the process is suspended.
+        # No read timeout: the caller has one, which excludes time while the process is suspended.
         with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
             # read() would block until the chunk is full. Before 2.1, urllib3 has no read1(), but its http.client

@@ -179,7 +179,7 @@ class Staging:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _clean_up(self) -> None:
-        """Remove the staging folder, and any parent folders that this object created, if empty."""
+        """Remove the staging folder, and the empty parent folders that this object created."""
         shutil.rmtree(self._path, ignore_errors=True)
         for folder in self._created:
             with contextlib.suppress(OSError):  # not empty: another process uses it

@@ -116,4 +116,4 @@ def clean_env(**variables: str) -> dict[str, str]:
         **inherited,
         "PYTHONIOENCODING": "utf-8",
         **variables,
-    }  # Windows pipes default to another
+    }  # the default differs for Windows pipes

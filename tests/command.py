@@ -15,7 +15,7 @@ from cm_home import ROOT, WINDOWS, clean_env
 
 from imagenet_aux.manifest import Manifest
 
-# Disables coverage, which doubles the time of a fetch. For code that other tests cover.
+# Disables coverage measurement, which doubles the time of a fetch, for code that other tests cover.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 
 # Turn warnings into errors, except urllib3's about LibreSSL, which Apple's Python uses.
@@ -79,7 +79,7 @@ def without_privileges() -> list[str]:
     if WINDOWS or os.geteuid():
         return []
     if not shutil.which("setpriv"):
-        pytest.skip("root has all permissions, and setpriv is not installed")
+        pytest.skip("root bypasses permissions, and setpriv is not installed")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--"]
 
 

@@ -114,7 +114,7 @@ def test_exception_in_watch_aborts_the_fetch(source: Path, tmp_path: Path) -> No
 
 
 def test_fetch_prints_nothing(source: Path, tmp_path: Path) -> None:
-    """Warnings are the exception: Python prints them unless logging is configured."""
+    """Expect only warnings, which Python prints unless logging is configured."""
     program = "import imagenet_aux, sys; imagenet_aux.fetch(sys.argv[1], sys.argv[2])"
     result = subprocess.run(
         [sys.executable, "-c", program, str(source), str(tmp_path / "data")],
@@ -171,7 +171,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [["imagenet-aux"], ["python", "-m", "imagenet_aux"]], ids=["script", "module"])
 def test_installed_command(command: list[str], installed: Path, source: Path, tmp_path: Path) -> None:
-    """Neither requests nor cmind is installed."""
+    """Run the command in an environment without requests and cmind."""
     call = [str(installed / command[0]), *command[1:]]
     version = subprocess.run([*call, "--version"], env=clean_env(), capture_output=True, encoding="utf-8", check=True)
     assert version.stdout == f"{imagenet_aux.__version__}\n"

@@ -251,7 +251,7 @@ HOSTILE = [
         tar_entry("x", b"", type=b"2", linkname="a" * 200),
         LONG_ENTRY + r"got type b'K'",
     ),
-    # Folders named like a file
+    # Folders with a file's name
     Hostile("folder val.txt/", folder_entry("val.txt/"), NAME_OF_A_FILE),
     Hostile("folder train.txt/", folder_entry("train.txt/"), NAME_OF_A_FILE),
     Hostile("folder ./train.txt/", folder_entry("./train.txt/"), NAME_OF_A_FILE),
@@ -270,7 +270,7 @@ HOSTILE = [
     Hostile("top/train.txt, then train.txt", tar_entry("top/train.txt") + tar_entry("train.txt"), DUPLICATE),
     Hostile("a/train.txt, then b/train.txt", tar_entry("a/train.txt") + tar_entry("b/train.txt"), DUPLICATE),
     Hostile("train.txt, then a//train.txt", tar_entry("train.txt") + tar_entry("a//train.txt"), DUPLICATE),
-    # Pax headers that change the next entry
+    # Pax headers that override the next entry
     *[
         pax_override(key, value, kind)
         for kind in (b"x", b"g")
@@ -584,7 +584,7 @@ BOMBS = [
 ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss and st_blocks differ elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss and st_blocks have Linux units")
 @pytest.mark.parametrize("row", BOMBS, ids=lambda row: row.name)
 def test_refuses_a_decompression_bomb_within_100_mb(row: Bomb, target: Path, tmp_path: Path) -> None:
     path = write_chunks(tmp_path / "a.tar.gz", row.chunks())
@@ -897,7 +897,7 @@ CHANGES = st.lists(
     min_size=1,
     max_size=4,
 )
-# Every kind of entry that is accepted
+# All accepted kinds of entries
 RICH = (
     GIT_COMMIT
     + TOP_FOLDER

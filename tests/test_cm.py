@@ -26,7 +26,7 @@ KEYS = {
     "CM_DATASET_AUX_TRAIN_PATH": "train.txt",
     "CM_DATASET_AUX_VAL_PATH": "val.txt",
 }
-# Files that are added later get a key as well.
+# Files that are added to the manifest later get a key, too.
 KEYS.update(
     {f"CM_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
 )
@@ -273,7 +273,7 @@ def test_error_is_printed_once_without_traceback(home: CmHome, server: Server) -
     assert "Traceback" not in printed and "file an issue" not in printed
 
 
-def test_error_names_the_path_as_seen_from_the_call(home: CmHome) -> None:
+def test_error_contains_the_path_relative_to_the_call(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, url="nowhere/a.tar.gz")
     assert str(home.path / "nowhere" / "a.tar.gz") in result["error"]
     assert home.leftovers() == []

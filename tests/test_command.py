@@ -181,10 +181,10 @@ def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None
     assert set(read_result(work / "result.json")) == {"requested", "folder", "error"}
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 @pytest.mark.parametrize("kind", ["device", "FIFO", "file"])
 def test_result_file_that_is_a_link_is_not_replaced(kind: str, work: Path) -> None:
-    """For example /dev/stdout. A device is not replaced either."""
+    """Links such as /dev/stdout, and devices, must not be replaced."""
     path = work / kind
     if kind == "device":
         path = Path("/dev/null")
@@ -259,7 +259,7 @@ def test_show_reports_a_path_that_is_not_a_folder(work: Path) -> None:
         assert result.stderr == f"error: {name} {problem}: expected a folder\n"
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_show_reports_an_unreadable_file(work: Path, source: Path) -> None:
     (source / "val.txt").chmod(0)
     result = run_command(work, "show", source, prefix=without_privileges())
@@ -270,7 +270,7 @@ def test_show_reports_an_unreadable_file(work: Path, source: Path) -> None:
 # Sources
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 @pytest.mark.parametrize("name", ["", "val.txt"], ids=["folder", "file"])
 def test_unreadable_source_is_reported(name: str, work: Path, source: Path) -> None:
     path = source / name if name else source
@@ -372,7 +372,7 @@ def test_old_digests_work_in_fips_mode(work: Path, archive: bytes) -> None:
     env = {"OPENSSL_CONF": str(policy)}
     blocked = [sys.executable, "-c", "import hashlib; hashlib.md5()"]
     if subprocess.run(blocked, env={**ENV, **env}, stderr=subprocess.DEVNULL).returncode == 0:
-        pytest.skip("the OpenSSL of this Python ignores the policy")
+        pytest.skip("this Python's OpenSSL ignores the policy")
     (work / "a.tar.gz").write_bytes(archive)
     result = run_command(work, "fetch", "a.tar.gz", "--checksum", hashlib.md5(archive).hexdigest(), **env)
     assert result.returncode == 0, result.stderr
@@ -449,7 +449,7 @@ def test_debug_variable_adds_a_traceback(work: Path, source: Path, tmp_path: Pat
     assert debug.stderr.startswith("Traceback (most recent call last):\n") and debug.stderr.endswith(expected)
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows removes no current folder")
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot remove the working directory")
 def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: Path) -> None:
     (tmp_path / "gone").mkdir()
     command = (
@@ -530,7 +530,7 @@ COMMANDS = {
 CODES = {"fetch": 0, "failing fetch": 1, "show": 1, "failing show": 1, "help": 0, "usage error": 2}
 
 
-@pytest.mark.skipif(WINDOWS, reason="bash closes it there in another way")
+@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes it differently")
 @pytest.mark.parametrize(
     "redirection",
     [
@@ -567,7 +567,7 @@ def test_unwritable_output_does_not_change_the_exit_code(
     assert read_data(work) == (sample_files if name == "fetch" else {})
 
 
-@pytest.mark.skipif(WINDOWS, reason="bash closes it there in another way")
+@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes it differently")
 @pytest.mark.parametrize("stderr", ["2>&-", pytest.param("2>/dev/full", marks=needs_dev_full)])
 @pytest.mark.parametrize("name", ["a.tar.gz", "nowhere"])
 def test_unwritable_stderr_does_not_change_the_result(
@@ -580,7 +580,7 @@ def test_unwritable_stderr_does_not_change_the_result(
     assert read_data(work) == (sample_files if name == "a.tar.gz" else {})
 
 
-@pytest.mark.skipif(WINDOWS, reason="bash connects pipes there in another way")
+@pytest.mark.skipif(WINDOWS, reason="bash for Windows connects pipes differently")
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["", "unbuffered"])
 def test_closed_pipe_does_not_end_a_fetch(
     unbuffered: str,

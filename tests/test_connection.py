@@ -16,7 +16,7 @@ from server import Reply, Server
 
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
-# Files that all differ from the first ones; their archive; and that archive, padded to the length of ARCHIVE.
+# Changed versions of all files; their archive; and that archive, padded to the length of ARCHIVE.
 NEW_FILES = {**FILES, "det_synset_words.txt": b"other words\n"}
 NEW = sample_archive.pack_files(NEW_FILES)
 NEW_SAME_LENGTH = NEW + bytes(len(ARCHIVE) - len(NEW))
@@ -176,7 +176,7 @@ RECOVERED = [
     Recovered("206 without Content-Range", (HALF, Reply(206), GOOD), (0, CUT, 0)),
     Recovered("206 with a long Content-Range", (HALF, LONG_RANGE, GOOD), (0, CUT, 0)),
     Recovered("416", (HALF, refusal(416), GOOD), (0, CUT, 0)),
-    # Cut, and the file changes meanwhile
+    # Cut, and the file then changes
     Recovered("changed", (HALF, Reply(body=NEW)), (0, CUT), NEW_ONES),
     Recovered("changed, date only", (dated(1, stop_at=CUT), dated(8, body=NEW)), (0, CUT), NEW_ONES),
     Recovered("changed, weak ETag", (HALF_WEAK, Reply(body=NEW_SAME_LENGTH, etag='W/"2"')), (0, CUT, 0), NEW_ONES),

@@ -37,7 +37,7 @@ FOREIGN_MESSAGES = [
 ]
 # Names of the functions and exceptions that report messages.
 REPORTERS = re.compile(r"(\w+Error|_ConnectionFault|TruncatedArchive|_restart|_error|warning)")
-NOT_SHOWN = ["the download was stopped"]  # inside a thread whose result is dropped
+NOT_SHOWN = ["the download was stopped"]  # raised in a thread whose result is discarded
 
 
 def read(document: str) -> str:
@@ -154,15 +154,15 @@ def cached(home: CmHome, archive_path: Path) -> CmHome:
 @pytest.mark.parametrize("line", [line for block in blocks("README.md", "bash") for line in block.splitlines()])
 def test_readme_command_works(line: str, cached: CmHome, bash: str) -> None:
     if line in RUN_ELSEWHERE or any(text in line for text in NEEDS_NETWORK):
-        pytest.skip(f"needs the network, or runs elsewhere: {line}")
-    result = cached.run_command(bash, "-c", f"{line} <<< ''")  # --help asks a question
+        pytest.skip(f"requires the network, or is tested elsewhere: {line}")
+    result = cached.run_command(bash, "-c", f"{line} <<< ''")  # --help prompts for input
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_readme_install_command_works_in_a_checkout(cached: CmHome, bash: str) -> None:
     line = next(line for block in blocks("README.md", "bash") for line in block.splitlines() if "git clone" in line)
     commands = [line, line.replace("REPOSITORY_URL", ".")]
-    assert commands[1] in read("README.md").replace(commands[0], ""), "the form for a checkout"
+    assert commands[1] in read("README.md").replace(commands[0], ""), "README.md has no install command for a checkout"
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     shutil.rmtree(cached.script)
@@ -212,7 +212,7 @@ def test_examples_without_cm_work(home: CmHome, bash: str, archive_path: Path) -
     block = next(block for block in blocks("README-extra.md", "bash") if "imagenet_aux show" in block)
     lines = block.replace("/shared", archive_path.parent.as_posix()).splitlines()
     codes = [home.run_command(bash, "-c", line, PYTHONPATH=str(ROOT)).returncode for line in lines]
-    assert codes == [0, 0, 1]  # 1: the sample files are not the published ones
+    assert codes == [0, 0, 1]  # 1, because the sample files differ from the published ones
 
 
 def test_python_example_without_cm_works(home: CmHome, archive_path: Path, sample_files: dict[str, bytes]) -> None:

@@ -188,7 +188,7 @@ def test_pauses_grow_until_it_gives_up(server: Server, pauses: list[float]) -> N
 
 @pytest.mark.parametrize("step", [STEP, STEP * 3 // 4, STEP // 4])
 def test_progress_resets_the_attempts(step: int, server: Server, pauses: list[float]) -> None:
-    """The attempts count from zero after 64 KiB: in one response, or in four together."""
+    """The attempt count resets after 64 KiB, received in one response or in four."""
     url = server.serve("a", BODY[: 12 * step], Reply(stop_at=step))
     assert read(url) == BODY[: 12 * step]
     assert len(server.requests_for("a")) == 12
@@ -337,7 +337,7 @@ def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatc
     assert len(server.requests_for("a")) == 1
 
 
-def test_a_body_can_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     with dripping_server(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(5000)) as address:
@@ -448,7 +448,7 @@ def test_download_leaves_no_thread_running(
 
 
 def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is that of the headers: it does not count the time in which the process is suspended."""
+    """The limit for headers does not include time while the process is suspended."""
     monkeypatch.setattr(download, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     with dripping_server(b"\x16\x03\x03\x40\x00") as address:
@@ -548,7 +548,7 @@ def head(status: str, field: str, count: int, size: int = 65_000) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", "Location: /a", *fields, "\r\n"]).encode()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss differs elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 @pytest.mark.parametrize("field", ["X-N: ", "Set-Cookie: cN="])
 @pytest.mark.parametrize(
     ("status", "count", "size"),
@@ -598,7 +598,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
         left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, BackgroundIterator))]
     finally:
         gc.enable()
-    assert len(left) <= 2  # of the last attempt
+    assert len(left) <= 2  # from the last attempt
 
 
 LONG = "x" * 60_000
@@ -662,8 +662,8 @@ def test_calls_watch_while_it_waits(server: Server) -> None:
     assert waited[-1][0] == len(BODY)
 
 
-def test_calls_watch_in_a_pause(server: Server, pauses: list[float]) -> None:
-    """So a signal can end the pause."""
+def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None:
+    """The callback can then abort the fetch after a signal."""
     received = []
     read(server.serve("a", BODY, busy(2), Reply()), watch=lambda stream: received.append(stream.received))
     assert pauses == [2]
@@ -717,7 +717,7 @@ def test_background_runs_a_few_items_ahead() -> None:
 
 def test_background_closes_the_generator_in_its_thread() -> None:
     closed: list[bool] = []
-    generator = iter_items(itertools.count(), closed)  # this reference keeps it from being collected
+    generator = iter_items(itertools.count(), closed)  # this reference prevents garbage collection
     items = BackgroundIterator(generator, lambda: None)
     assert items.next(5) == 0
     items.close()
@@ -743,7 +743,7 @@ def test_background_wait_times_out() -> None:
 
 
 def test_background_wait_counts_no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock runs on while the process is suspended."""
+    """The clock continues while the process is suspended."""
     clock = itertools.count(0, 100)
     monkeypatch.setattr("imagenet_aux.background.time", SimpleNamespace(monotonic=lambda: next(clock)))
     items = BackgroundIterator(iter_items([1]), lambda: None)

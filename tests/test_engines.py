@@ -33,7 +33,7 @@ KEYS = {
     "MLC_DATASET_AUX_TRAIN_PATH": "train.txt",
     "MLC_DATASET_AUX_VAL_PATH": "val.txt",
 }
-# Files that are added later get a key as well.
+# Files that are added to the manifest later get a key, too.
 KEYS.update(
     {f"MLC_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
 )
@@ -123,7 +123,7 @@ def test_renew_replaces_the_files(mlc: MlcHome, server: Server, archive: bytes) 
         ),
     ],
 )
-def test_command_line_names_the_source(option: str, mlc: MlcHome, server: Server, archive: bytes) -> None:
+def test_command_line_selects_the_source(option: str, mlc: MlcHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     assert mlc.export_keys(f"{option}={url}")["MLC_DATASET_AUX_SOURCE"] == url
 
@@ -142,20 +142,20 @@ def test_matching_checksum_verifies(key: str, mlc: MlcHome, server: Server, arch
     assert env["MLC_DATASET_AUX_VERIFIED"] == "yes"
 
 
-def test_error_names_both_checksums(mlc: MlcHome, server: Server, archive: bytes) -> None:
+def test_error_contains_both_checksums(mlc: MlcHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     error = mlc.run_api(url=url, checksum="0" * 32)["error"]
     assert url in error and "0" * 32 in error and md5(archive) in error
     assert not list(mlc.repos.glob("local/cache/*/data"))
 
 
-def test_error_names_the_servers_status(mlc: MlcHome, server: Server) -> None:
+def test_error_contains_the_servers_status(mlc: MlcHome, server: Server) -> None:
     url = f"{server.url}/missing.tar.gz"
     error = mlc.run_api(url=url)["error"]
     assert url in error and "404 Not Found" in error
 
 
-def test_error_names_the_missing_file(mlc: MlcHome) -> None:
+def test_error_contains_the_missing_path(mlc: MlcHome) -> None:
     missing = mlc.home.path / "no" / "such.tar.gz"
     result = mlc.home.run_command("mlcr", TAGS, f"--url={missing}")
     assert result.returncode != 0
@@ -179,7 +179,7 @@ def test_no_shell_sees_unused_inputs(place: str, name: str, mlc: MlcHome, archiv
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
-def test_parents_keys_do_not_name_the_source(place: str, mlc: MlcHome, archive: bytes) -> None:
+def test_parents_keys_do_not_select_the_source(place: str, mlc: MlcHome, archive: bytes) -> None:
     path = mlc.home.path / "a.tar.gz"
     path.write_bytes(archive)
     deps = [{"tags": TAGS, "env": {"MLC_PACKAGE_URL": str(path)}}]
@@ -326,7 +326,7 @@ def save_model(path: Path, classes: int, label: int) -> None:
     """Write an ONNX model with the inputs and outputs of upstream's ResNet-50, for images of 8 x 8 pixels."""
     numpy = pytest.importorskip("numpy")
     if int(numpy.__version__.partition(".")[0]) > 1:
-        pytest.skip("the application requires numpy 1, which Python 3.13 and later do not have")
+        pytest.skip("the application requires numpy 1, which does not support Python 3.13")
     for name in ("onnx", "onnxruntime", "cv2"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     from onnx import TensorProto, helper, numpy_helper, save

@@ -70,7 +70,7 @@ def test_the_projects_formatter_changes_nothing(project: str, exports: dict[str,
             assert autopep8.fix_code(content.decode(), options={"aggressive": 1}) == content.decode(), name
 
 
-def test_guide_names_the_engines_keys_and_default(exports: dict[str, Path]) -> None:
+def test_guide_has_the_engines_keys_and_default(exports: dict[str, Path]) -> None:
     guide = (exports["mlperf-automations"] / "info.md").read_text(encoding="utf-8")
     assert "_from.go" in guide and not re.search(r"\bCM_", guide)
     assert "_from.berkeleyvision` by default" in (exports["cm4mlops"] / "README-extra.md").read_text(encoding="utf-8")

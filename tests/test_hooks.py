@@ -41,7 +41,7 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
 
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
-def test_env_keys_of_the_call_name_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
+def test_env_keys_of_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     assert home.export_keys(f"{option}.{name}=a.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
 
@@ -73,14 +73,14 @@ def test_reads_a_local_source(
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
-def test_scheme_in_capitals_is_a_url(home: CmHome, server: Server, archive: bytes) -> None:
+def test_uppercase_scheme_is_a_url(home: CmHome, server: Server, archive: bytes) -> None:
     server.serve("a.tar.gz", archive)
     assert home.run_script(f"--url={server.url.replace('http', 'HTTP')}/a.tar.gz").returncode == 0
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
 @pytest.mark.parametrize("name", ["CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_WGET_URL"])
-def test_parents_keys_do_not_name_the_source(place: str, name: str, home: CmHome, archive: bytes) -> None:
+def test_parents_keys_do_not_select_the_source(place: str, name: str, home: CmHome, archive: bytes) -> None:
     write(home.path / "other.tar.gz", b"")
     path = write(home.path / "a.tar.gz", archive)
     deps = [{"tags": TAGS, "env": {"CM_PACKAGE_URL": str(path)}}]
@@ -89,7 +89,7 @@ def test_parents_keys_do_not_name_the_source(place: str, name: str, home: CmHome
 
 
 @pytest.mark.parametrize("option", ["url", "env.CM_PACKAGE_URL", "const.CM_DOWNLOAD_LOCAL_FILE_PATH"])
-def test_adr_names_the_source(option: str, home: CmHome, archive: bytes) -> None:
+def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--adr.imagenet-aux.{option}={path}")
     assert result.returncode == 0 and f"come from: {path}" in result.stderr, result.stderr
@@ -156,7 +156,7 @@ SHELL_TEXT = [
     "${HOME}",
     "file:///%24%28touch%20pwned%29",
     "FILE:/%60touch%20pwned%60",
-    pytest.param("a\\b", marks=pytest.mark.skipif(WINDOWS, reason="a backslash separates folders")),
+    pytest.param("a\\b", marks=pytest.mark.skipif(WINDOWS, reason="the backslash is the path separator")),
 ]
 
 
@@ -345,7 +345,7 @@ def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows has no process groups of this kind")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_interrupted_call_leaves_nothing(name: str, home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))

@@ -59,7 +59,7 @@ class Cmd:
 
     def __init__(self, path: Path) -> None:
         if not WINDOWS and not WINE:
-            pytest.skip("run.bat needs Windows or wine64")
+            pytest.skip("run.bat requires Windows or wine64")
         self.path = path
         self._wine = [] if WINDOWS else [str(WINE)]
         self._env = ENV
@@ -100,7 +100,7 @@ class Cmd:
         if WINDOWS:
             return Path(sys.executable)
         if not COMPILER:
-            pytest.skip("a stand-in for python.exe needs x86_64-w64-mingw32-gcc")
+            pytest.skip("the stand-in for python.exe requires x86_64-w64-mingw32-gcc")
         program = self.path / "Program Files é & Co" / "python.exe"
         if not program.exists():
             program.parent.mkdir()
@@ -136,7 +136,7 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
         shutil.rmtree(path, ignore_errors=True)  # a wine prefix takes 700 MB
 
 
-_EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(not WINDOWS, reason="wine's cmd expands values again"))
+_EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(not WINDOWS, reason="wine's cmd expands values twice"))
 
 
 @pytest.fixture(params=["plain", "with space", "données", "a & b (1)", _EXCLAMATION])

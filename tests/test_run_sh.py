@@ -79,7 +79,7 @@ def test_exits_with_the_fetchers_code(arguments: list[str], code: int, bash: str
 @pytest.mark.parametrize("name", ["with:colon", "with space", "données", "-dash", "it's"])
 def test_runs_from_a_folder_of_any_name(name: str, bash: str, tmp_path: Path, archive: bytes) -> None:
     if WINDOWS and ":" in name:
-        pytest.skip("Windows has no such file names")
+        pytest.skip("Windows does not allow these file names")
     script = copy_script(tmp_path / name)
     (tmp_path / "a.tar.gz").write_bytes(archive)
     result = run(bash, tmp_path, "a.tar.gz", script=script)

@@ -85,7 +85,7 @@ def test_kill_during_download_keeps_the_old_files(
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="a process cannot handle being terminated")
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot handle termination")
 def test_result_file_reports_the_interruption(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
     process = start_command(work, "fetch", url, "--result=result.json")
@@ -100,7 +100,7 @@ def test_result_file_reports_the_interruption(work: Path, server: Server, archiv
     }
 
 
-@pytest.mark.skipif(WINDOWS, reason="a process cannot handle being terminated")
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot handle termination")
 def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(status=503, headers={"Retry-After": "15"}))
     process = start_command(work, "fetch", url)
@@ -114,7 +114,7 @@ def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archiv
 def test_ignored_signal_stays_ignored(
     name: str, work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
-    """The command nohup ignores SIGHUP, and a shell ignores SIGINT for background processes."""
+    """The nohup command ignores SIGHUP; shells ignore SIGINT for background processes."""
     gate = threading.Event()
     url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
     number = signal.Signals[name]

@@ -71,7 +71,7 @@ def test_hides_the_password_of_a_url(url: str) -> None:
 
 
 @pytest.mark.parametrize("length", [32, 64])
-def test_checksum_is_required_of_an_archive(length: int, archive_path: Path) -> None:
+def test_archive_must_match_the_checksum(length: int, archive_path: Path) -> None:
     checksum = "abcdef0123456789" * (length // 16)
     assert resolve_one(archive_path, checksum.upper()) == path_source(archive_path, checksum)
     url = "http://host/a.tar.gz"
@@ -142,7 +142,7 @@ def test_resolves_the_mirrors() -> None:
     assert resolve("", "E" * 64, manifest) == [archive._replace(digest="e" * 64, require_match=True)]
 
 
-def test_recognizes_a_mirror_whose_address_has_capitals() -> None:
+def test_recognizes_an_uppercase_mirror_address() -> None:
     manifest = Manifest(MANIFEST.files, (Mirror("https://a/a.tar.gz"), Mirror("HTTPS://B/A.tar.gz")))
     assert next(source.address for source in resolve("https://b/A.tar.gz", "", manifest)) == "HTTPS://B/A.tar.gz"
 
@@ -331,7 +331,7 @@ def test_inspects_regular_files_and_links_to_them(tmp_path: Path) -> None:
         (tmp_path / "train.txt").symlink_to("content")
         (tmp_path / "synsets.txt").symlink_to("nowhere")
     except OSError:
-        pytest.skip("symbolic links need a privilege")
+        pytest.skip("creating symbolic links requires a privilege")
     assert [(file.name, file.lines) for file in inspect_folder(str(tmp_path))] == [("train.txt", 1)]
 
 

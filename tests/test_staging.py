@@ -77,7 +77,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def staging_folder(parent: Path) -> Path:
-    """Return the only staging folder in a folder."""
+    """Return the path of the one staging folder in a folder."""
     (folder,) = parent.glob("*.imagenet-aux")
     return folder
 
@@ -159,7 +159,7 @@ def test_keeps_files_with_other_names(work: Path, source: Path) -> None:
     assert (data / "notes").read_bytes() == b"mine"
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 @pytest.mark.parametrize("content", ["same", "other", "nothing", "/dev/zero"])
 def test_replaces_a_link_but_not_what_it_points_to(
     content: str, work: Path, source: Path, sample_files: dict[str, bytes]
@@ -190,7 +190,7 @@ def make_fifo(path: Path) -> None:
 def make_device(path: Path) -> None:
     if not LINUX_ROOT:
         pytest.skip("only root can make a device")
-    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # endless zeros
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # reads as endless zeros
 
 
 IRREGULAR: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -219,13 +219,13 @@ def test_does_not_read_or_copy_a_huge_file(tmp_path: Path, work: Path, source: P
     try:
         os.truncate(path, 1 << 42)
     except OSError:
-        pytest.skip("the file system has no files of this size")
+        pytest.skip("the file system does not support files of this size")
     assert "contains other files named val.txt" in run_command(work, "fetch", source, **NO_COVERAGE).stderr
     assert run_command(work, "fetch", source, "--replace", **NO_COVERAGE).returncode == 0
     assert path.stat().st_size == (source / "val.txt").stat().st_size
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_refuses_to_replace_a_file_that_it_cannot_read(
     work: Path, source: Path, sample_files: dict[str, bytes]
 ) -> None:
@@ -237,7 +237,7 @@ def test_refuses_to_replace_a_file_that_it_cannot_read(
     assert read_data(work) == sample_files
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_replaces_read_only_files(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     fetch_into(work / "data", source)
     for name in NAMES:
@@ -296,7 +296,7 @@ def test_failed_publication_restores_everything(
         (data / linked).symlink_to(Path("..", "mine.txt"))
     if not has_links:
         monkeypatch.setattr(os, "link", fail_always)
-    moves = len(NAMES) + (1 if has_links else len(NAMES))  # 1: the backup of the absent file is tried by a rename
+    moves = len(NAMES) + (1 if has_links else len(NAMES))  # 1: an attempt to back up the missing file by a rename
     monkeypatch.setattr(os, "replace", fail_at(call, os.replace, errno.EBUSY))
     if call > moves:
         fetch_into(data, source, replace=True)
@@ -371,7 +371,7 @@ def test_failed_fetch_keeps_an_empty_target(work: Path, tmp_path: Path) -> None:
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows has no such permissions")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_staging_is_private_and_files_follow_the_umask(work: Path, source: Path) -> None:
     modes = []
 
@@ -429,7 +429,7 @@ def test_writes_to_the_target_of_a_link_to_another_disk(small_disk: Path, work: 
     assert os.listdir(small_disk) == ["target"] and (work / "data").is_symlink()
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 def test_creates_the_target_of_a_dangling_link(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     (work / "data").symlink_to("missing/target")
     fetch_into(work / "data", source)
@@ -457,7 +457,7 @@ def test_stages_in_the_target_if_files_cannot_be_moved_into_it(
     assert read_data(work) == sample_files
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_stages_in_the_target_if_its_parent_is_read_only(
     work: Path, source: Path, sample_files: dict[str, bytes]
 ) -> None:
@@ -471,7 +471,7 @@ def test_stages_in_the_target_if_its_parent_is_read_only(
     assert read_data(work) == sample_files
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 @pytest.mark.parametrize("kind", ["folder", "parent", "file"])
 def test_unwritable_target_fails_before_the_download(kind: str, work: Path, server: Server, archive: bytes) -> None:
     (work / "data").touch() if kind == "file" else (work / "data").mkdir(0o555)
@@ -559,7 +559,7 @@ def test_removes_leftovers(host: str, age: float, has_lock: bool, is_removed: bo
 
 
 def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
-    """Even if it is older than a day."""
+    """A staging folder in use is kept even if it is older than a day."""
     fetched = []
 
     def watch(stream: object) -> None:
@@ -574,7 +574,7 @@ def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sa
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
+@pytest.mark.skipif(WINDOWS, reason="Windows supports locks on all file systems")
 @pytest.mark.parametrize("age", [0, DAY + 600], ids=["new", "old"])
 def test_removes_only_old_leftovers_without_locks(
     age: float, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -591,7 +591,7 @@ def test_removes_only_old_leftovers_without_locks(
     assert sorted(os.listdir(work)) == ["data"] + [folder.name] * (not age)
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows has locks everywhere")
+@pytest.mark.skipif(WINDOWS, reason="Windows supports locks on all file systems")
 def test_keeps_the_staging_folder_of_another_node(
     tmp_path: Path, work: Path, server: Server, archive: bytes, source: Path, sample_files: dict[str, bytes]
 ) -> None:
@@ -626,7 +626,7 @@ def test_keeps_folders_with_similar_names(work: Path, source: Path) -> None:
     assert sorted(os.listdir(work)) == sorted(["data", *names])
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows lets few users make links")
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 def test_does_not_follow_a_link_with_the_name_of_a_leftover(work: Path, source: Path) -> None:
     mine = write_files(work / "mine", {"lock": b"", "notes": b"mine"})
     (work / f"data.{HOST}.01234567.imagenet-aux").symlink_to(mine)
@@ -640,7 +640,7 @@ def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path) 
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="permissions are different")
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     call_before_moves(monkeypatch, lambda: modes.append((work / "data.imagenet-aux.lock").stat().st_mode))
@@ -728,7 +728,7 @@ def test_readers_always_find_every_file(
     assert len(listings) == len(NAMES) and {len(listing) for listing in listings} == {len(NAMES)}
 
 
-@pytest.mark.skipif(not WINDOWS, reason="elsewhere an open file can be replaced")
+@pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to replace an open file")
 def test_reports_a_file_that_stays_open(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
     path = write_files(work / "data", old_files) / "val.txt"
     with path.open("rb"), pytest.raises(FetchError, match=f"cannot write {re.escape(str(path))}: "):
@@ -789,7 +789,7 @@ def test_only_one_process_publishes_at_a_time(
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
+@pytest.mark.skipif(WINDOWS, reason="the test uses POSIX locks")
 def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS refuses to lock files that are open for reading only."""
     import fcntl
@@ -808,7 +808,7 @@ def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, mo
     assert len(modes) == 4 and os.O_RDONLY not in modes
 
 
-@pytest.mark.skipif(WINDOWS, reason="the test locks as POSIX does")
+@pytest.mark.skipif(WINDOWS, reason="the test uses POSIX locks")
 def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
@@ -821,7 +821,7 @@ def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monke
     assert os.listdir(work) == [path.name]
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows does not remove an open file")
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot remove an open file")
 def test_does_not_use_the_lock_of_a_removed_file(
     work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stub for Python is a shell script")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the Python stub is a shell script")
 
 # Stands in for python3: counts the environments that it creates, without pip to save time.
 STUB = f"""#!/bin/sh

@@ -16,7 +16,7 @@ from server import Reply, Server
 
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
-# Changed versions of all files; their archive; and that archive, padded to the length of ARCHIVE.
+# FILES with a changed first file; their archive; and that archive, padded to the length of ARCHIVE.
 NEW_FILES = {**FILES, "det_synset_words.txt": b"other words\n"}
 NEW = sample_archive.pack_files(NEW_FILES)
 NEW_SAME_LENGTH = NEW + bytes(len(ARCHIVE) - len(NEW))

@@ -331,7 +331,7 @@ def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.M
 
 
 def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each 4096 bytes arrive within the time limit; the whole body does not."""
+    """Every 4096 bytes arrive within the stall limit, but the whole body takes longer."""
     monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
     assert len(server.requests_for("a")) == 1

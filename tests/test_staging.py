@@ -63,7 +63,7 @@ def fetch_into(target: Path, source: Path, replace: bool = False, watch: Any = l
 def mount(*args: object) -> None:
     """Mount a file system, or skip the test if that is not possible."""
     if not LINUX_ROOT or subprocess.run(["mount", *map(str, args)], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("only root can mount, and only on Linux")
+        pytest.skip("mounting requires root on Linux")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def make_fifo(path: Path) -> None:
 
 def make_device(path: Path) -> None:
     if not LINUX_ROOT:
-        pytest.skip("only root can make a device")
+        pytest.skip("only root can create a device")
     os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # reads as endless zeros
 
 
@@ -669,7 +669,7 @@ def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monke
 def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     """In a sticky folder, the lock file cannot be removed."""
     if not LINUX_ROOT:
-        pytest.skip("only root can make a file of another user")
+        pytest.skip("only root can create a file for another user")
     work.chmod(0o1777)
     lock = work / "data.imagenet-aux.lock"
     lock.touch()

@@ -29,7 +29,7 @@ def home(tmp_path: Path, home_template: CmHome) -> CmHome:
 
 @pytest.fixture(scope="session")
 def bash() -> str:
-    """Return the absolute path of bash; by name, Windows would run WSL's bash."""
+    """Return the absolute path of bash, because Windows would resolve ``bash`` to WSL's."""
     found = shutil.which("bash")
     if not found:
         pytest.skip("bash is not installed")

@@ -16,7 +16,7 @@ run_buildah() {
 }
 
 make_base() {
-  echo "Making a base with debootstrap, since $base cannot be pulled ..."
+  echo "Building the base image with debootstrap, because $base cannot be pulled ..."
   # debootstrap mounts /proc and /sys. Use a mount namespace, so that the cleanup does not delete files in them.
   if ! unshare --mount debootstrap --variant=minbase --include=ca-certificates,python3-venv \
     stable "$TMPDIR/root" >"$TMPDIR/log"; then

@@ -16,7 +16,7 @@ script=$CM_REPOS/repos/local/script/get-dataset-imagenet-aux
 mkdir -p "$home/served" "$script"
 cp -R _cm.json customize.py run.sh run.bat imagenet_aux "$script"
 
-echo "Making a sample archive ..."
+echo "Creating a sample archive ..."
 python tests/sample_archive.py "$home/served/caffe_ilsvrc12.tar.gz"
 python -u -m http.server 0 --bind 127.0.0.1 --directory "$home/served" >"$home/server.log" 2>&1 &
 server=$!

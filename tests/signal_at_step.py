@@ -1,8 +1,8 @@
 """Run the command repeatedly, each time with a signal at a different step: ``python signal_at_step.py ARGUMENT...``.
 
-For each line ``SIGNAL STEP MODE`` on standard input, run the command in a child process, send the signal before the
-step, and with the mode ``repeat`` before each later step too. Write a line with the exit status of the child, negative
-for a signal, and the step's name, which is empty if there were fewer steps. Steps are Python audit events.
+For each line ``SIGNAL STEP MODE`` on standard input, run the command in a child process and send the signal before the
+given step; in ``repeat`` mode, also before every later step. Write a line with the child's exit status (negative for a
+signal) and the step's name (empty if there were fewer steps). A step is a Python audit event.
 """
 
 import locale  # noqa: F401 - argparse imports it late

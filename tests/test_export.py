@@ -104,7 +104,7 @@ def test_missing_section_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def cm4mlops(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the package cmx4mlops, in which the export replaces the project's own script."""
+    """Return a folder with the cmx4mlops package, with the export in place of the project's own script."""
     spec = find_spec("cmx4mlops")
     assert spec and spec.submodule_search_locations
     folder = tmp_path_factory.mktemp("packages")

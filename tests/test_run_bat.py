@@ -96,7 +96,7 @@ class Cmd:
         )
 
     def python(self) -> Path:
-        """Return Python, or its stand-in in a folder with special characters."""
+        """Return the path of Python, or of its stand-in in a folder with special characters."""
         if WINDOWS:
             return Path(sys.executable)
         if not COMPILER:

@@ -239,9 +239,7 @@ class Download(Stream):
             pause = 0.25 * 2**self._attempts
         idle = self.waited - self._active
         if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
-            raise SourceError(
-                f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)"
-            ) from None
+            raise SourceError(f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)") from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
         while pause > 0:
             step = min(pause, _WATCH_SECONDS)

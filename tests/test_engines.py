@@ -190,7 +190,7 @@ def test_parents_keys_do_not_select_the_source(place: str, mlc: MlcHome, archive
     others = [f"--{place}.MLC_{key}=/missing" for key in keys]
     result = mlc.home.run_command("mlcr", "needs,aux", *others)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"come from: {path}" in result.stdout + result.stderr
+    assert f"fetched from: {path}" in result.stdout + result.stderr
 
 
 def test_skip_ssl_verification_prints_a_note(mlc: MlcHome, archive: bytes) -> None:

@@ -141,7 +141,7 @@ def test_upstreams_process_tests_runs_it(upstream: CmHome, archive: bytes, cm4ml
     scripts = cm4mlops / "cmx4mlops" / "repo" / "script"
     check = scripts / "test-cm-core" / "src" / "script" / "process_tests.py"
     result = upstream.run_command(sys.executable, check, scripts / NAME / "_cm.yaml", check=True)
-    assert f"come from: {upstream.path / 'a.tar.gz'}" in result.stderr
+    assert f"fetched from: {upstream.path / 'a.tar.gz'}" in result.stderr
 
 
 # In mlperf-automations
@@ -194,4 +194,4 @@ def test_mlc_test_runs_it(mlperf: MlperfAutomations, archive: bytes) -> None:
     (mlperf.home.path / "a.tar.gz").write_bytes(archive)
     mlperf.home.run_command("mlcr", TAGS, "--url=a.tar.gz", check=True)
     result = mlperf.home.run_command("mlc", "test", "script", "bb2c6dd8c8c64217", "--quiet", check=True)
-    assert f"come from: {mlperf.home.path / 'a.tar.gz'}" in result.stdout + result.stderr
+    assert f"fetched from: {mlperf.home.path / 'a.tar.gz'}" in result.stdout + result.stderr

@@ -85,14 +85,14 @@ def test_parents_keys_do_not_select_the_source(place: str, name: str, home: CmHo
     path = write(home.path / "a.tar.gz", archive)
     deps = [{"tags": TAGS, "env": {"CM_PACKAGE_URL": str(path)}}]
     result = run_parent(home, f"--{place}.{name}={home.path / 'other.tar.gz'}", deps=deps)
-    assert result.returncode == 0 and f"come from: {path}" in result.stderr, result.stderr
+    assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("option", ["url", "env.CM_PACKAGE_URL", "const.CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--adr.imagenet-aux.{option}={path}")
-    assert result.returncode == 0 and f"come from: {path}" in result.stderr, result.stderr
+    assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("url", [None, ""])

@@ -20,7 +20,7 @@ _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the bac
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
 # State of the running call, kept in another module because the engines reload this one for every call.
-_calls = vars(threading).setdefault("_imagenet_aux_calls", {})
+_calls = vars(threading).setdefault("_imagenet_aux_calls", {"lock": threading.Lock()})
 
 
 def preprocess(i):
@@ -28,22 +28,23 @@ def preprocess(i):
     if sys.version_info < (3, 8):  # noqa: UP036 - the engine's Python may be older
         found = sys.version.split()[0]
         return _error(f"Python version: expected 3.8 or newer, got {found}. Install the engine in a newer Python.")
+    engine = sys._getframe(1)
+    busy = _error("another thread of this process is running this script. Run one call at a time, or use processes.")
+    with _calls["lock"]:
+        other = _calls.get("engine")
+        if other and any(_is_on_stack(other, top) for top in sys._current_frames().values()):
+            return busy
+        _calls["engine"] = engine
     try:
-        inputs = _read_inputs(i)
+        inputs = _read_inputs(i, _call_folder(i["env"], engine))
     except ValueError as error:
         return _error(str(error))
+    if threading.active_count() > 1 and _is_finished(os.path.dirname(inputs["RESULT"]), i["env"]):
+        return busy
     if "skip_ssl_verification" in i.get("variation_tags", []):
         print("note: _skip_ssl_verification has no effect: every file is verified by its digest.", file=sys.stderr)
-    thread = threading.current_thread()
-    other = _calls.setdefault("thread", thread)
-    if other is not thread and other.is_alive():
-        return _error(
-            "another thread of this process is running this script. The engine changes the working directory of the "
-            "whole process, so run one call at a time, or use processes."
-        )
-    inputs["RESULT"] = os.path.abspath(f"tmp-imagenet-aux-{os.urandom(8).hex()}.json")
     inputs["PYTHON"] = sys.executable
-    _calls.update(inputs, thread=thread)
+    _calls.update(inputs)
     # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}
@@ -51,10 +52,9 @@ def preprocess(i):
 
 def postprocess(i):
     """Read the native script's result file and export the keys."""
-    if _calls.get("thread") is not threading.current_thread():
+    if not _is_on_stack(_calls.get("engine"), sys._getframe()):
         return _error("another thread of this process took over this call. Run one call at a time.")
-    call = dict(_calls)
-    _calls.clear()
+    call = dict(_calls)  # and keep it: until the engine's call ends, other calls may get the same cache entry
     for key in [key for key in os.environ if key.startswith("CM_" + _PRIVATE)]:
         del os.environ[key]
     try:
@@ -78,11 +78,24 @@ def path_key(name):
     return os.path.splitext(name)[0].replace(".", "_").upper() + "_PATH"
 
 
+def _is_on_stack(frame, top):
+    """Return whether a stack contains the frame, so that its call has not ended."""
+    while top is not None and top is not frame:
+        top = top.f_back
+    return top is not None
+
+
 def _error(reason):
     return {"return": 1, "error": reason}
 
 
-def _read_inputs(i):
+def _call_folder(env, frame):
+    """Return the cache entry or the user's folder; another thread may have changed the working directory."""
+    entry = frame.f_locals.get("cached_path")  # in both engines; nothing in `i` names the entry
+    return os.path.abspath(entry) if entry and not _value(env, "OUTDIRNAME") else os.getcwd()
+
+
+def _read_inputs(i, folder):
     """Return the values to pass to the native script; raise ValueError if an input is invalid."""
     env, call = i["env"], i.get("input") or {}
     own = _own_keys(call)
@@ -99,15 +112,21 @@ def _read_inputs(i):
     if extract_path:
         into = _absolute(extract_path, current)
     elif env.get("MLC_OUTDIRNAME"):  # MLC runs this script there; like MLCommons' script, do not append "data"
-        into = os.getcwd()
+        into = folder
     else:
-        into = os.path.abspath("data")
+        into = os.path.join(folder, "data")
     for name, value in (("url", url), ("url", source), (_EXTRACT_PATH, extract_path and into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run
-    is_cached = into == os.path.abspath("data") and _in_cache_entry(i)
-    return {"SOURCE": source, "CHECKSUM": checksum, "INTO": into, "REPLACE": "--replace" if is_cached else ""}
+    is_replaceable = into == os.path.join(folder, "data") and _is_cache_entry(folder, i)
+    return {
+        "SOURCE": source,
+        "CHECKSUM": checksum,
+        "INTO": into,
+        "REPLACE": "--replace" if is_replaceable else "",
+        "RESULT": os.path.join(folder, f"tmp-imagenet-aux-{os.urandom(8).hex()}.json"),
+    }
 
 
 def _own_keys(call):
@@ -180,16 +199,22 @@ def _remove_inputs(env):
             del env[key]
 
 
-def _in_cache_entry(i):
-    """Return whether the working directory is one of this script's cache entries, not a user's folder."""
+def _is_cache_entry(folder, i):
+    """Return whether the folder is one of this script's cache entries, not a user's folder."""
     for name in ("_cm.json", "meta.json"):  # written by CM and MLC, respectively
         try:
-            with open(name, encoding="utf-8") as file:
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
                 tags = json.load(file)["tags"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         return any(kind + i.get("meta", {}).get("uid", "") in tags for kind in ("script-artifact-", "script-item-"))
     return False
+
+
+def _is_finished(entry, env):
+    """Return whether another call has finished the cache entry, which the engines give to concurrent calls too."""
+    states = [os.path.join(entry, engine + "-cached-state.json") for engine in ("cm", "mlc")]
+    return not _value(env, "RENEW_CACHE_ENTRY") and any(map(os.path.exists, states))
 
 
 def _export(env, result):

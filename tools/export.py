@@ -81,6 +81,9 @@ for the specific language governing permissions and limitations under the Licens
     ),
 }
 
+# From the first section of a docstring to its end. The upstream projects keep scripts small, and have no API documents.
+_NUMPYDOC = re.compile(r'\n\n( +)(?:Parameters|Returns|Raises|Attributes|Yields)\n\1-+\n(?:.*\n)*?\1"""')
+
 _CM_README = """\
 Please see [https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux]\
 (https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux) for the documentation of this \
@@ -134,7 +137,8 @@ def _program_files() -> dict[str, str]:
 
 
 def _format(source: str) -> str:
-    """Run ``autopep8 -a`` until the output is stable."""
+    """Remove the numpydoc sections, and run ``autopep8 -a`` until the output is stable."""
+    source = _NUMPYDOC.sub('"""', source)
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})
         if formatted == source:

@@ -229,7 +229,7 @@ def measure_steps(bench: Bench, archive: Path, url: str, pairs: int) -> dict[str
         "transfer": seconds(bench.shell(f"curl -s -o /dev/null {url}")),
         "decompress": python(f"import zlib; zlib.decompressobj(31).decompress({packed})") - read_packed,
         "hash": python(f"import hashlib; hashlib.sha256(open('{unpacked}', 'rb').read())") - read_unpacked,
-        "write": python(f"open('out', 'wb').write(open('{unpacked}', 'rb').read())") - read_unpacked,
+        "write": max(0.0, python(f"open('out', 'wb').write(open('{unpacked}', 'rb').read())") - read_unpacked),
         "wget": seconds(bench.shell(f"wget -q {url}")),
         "tar": seconds(bench.shell(f"tar -xzf {archive}")),
     }

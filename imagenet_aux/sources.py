@@ -69,9 +69,9 @@ def _user_source(source: str, checksum: str, manifest: Manifest) -> Source:
     path = _local_path(source)
     try:
         present = set(os.listdir(path))
-    except NotADirectoryError:
-        return Source(path, [Transfer(path)], digest=checksum, require_match=bool(checksum))
     except OSError as error:
+        if isinstance(error, NotADirectoryError) or os.path.isfile(path):  # wine reports another error for a file
+            return Source(path, [Transfer(path)], digest=checksum, require_match=bool(checksum))
         raise FetchError(f"{path} cannot be read: {error.strerror}") from None
     if checksum:
         raise _no_archive(path)

@@ -153,6 +153,8 @@ class Staging:
         with _wrap_os_errors(path), contextlib.suppress(FileNotFoundError):
             try:
                 if sys.platform == "win32":
+                    # Windows links a file that is open, but cannot remove the link then. It refuses to rename the file.
+                    _retry_while_in_use(lambda: os.rename(path, path))
                     os.link(path, old)
                 else:
                     os.link(path, old, follow_symlinks=False)
@@ -239,6 +241,11 @@ def _open_lock_file(path: str) -> IO[bytes]:
             removals += 1
             if removals == _MAX_REMOVALS:
                 raise
+        except PermissionError:  # on Windows, another process is removing it
+            removals += 1
+            if sys.platform != "win32" or removals == _MAX_REMOVALS:
+                raise
+            time.sleep(0.01)
 
 
 def _open_shared(path: str) -> IO[bytes]:
@@ -272,7 +279,7 @@ def _lock(file: IO[bytes]) -> bool:
 
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
+        except OSError:  # EACCES; under wine, no error number
             return False
     else:
         import fcntl
@@ -287,7 +294,7 @@ def _lock(file: IO[bytes]) -> bool:
 def _is_same_file(file: IO[bytes], path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter on Windows, while it is being removed
         return False
 
 

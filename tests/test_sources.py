@@ -192,7 +192,9 @@ def test_refuses_a_device_as_a_local_file() -> None:
 
 
 def test_reports_a_missing_local_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"^cannot be read: No such file"):
+    with pytest.raises(OSError) as missing:
+        os.stat(tmp_path / "file")
+    with pytest.raises(SourceError, match=f"^cannot be read: {missing.value.strerror}"):
         read(tmp_path / "file")
 
 

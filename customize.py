@@ -42,7 +42,9 @@ def preprocess(i):
     if threading.active_count() > 1 and _is_finished(os.path.dirname(inputs["RESULT"]), i["env"]):
         return busy
     if "skip_ssl_verification" in i.get("variation_tags", []):
-        print("note: _skip_ssl_verification has no effect: every file is verified by its digest.", file=sys.stderr)
+        print(
+            "note: _skip_ssl_verification has no effect: certificates and digests are always verified.", file=sys.stderr
+        )
     inputs["PYTHON"] = sys.executable
     _calls.update(inputs)
     # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
@@ -212,7 +214,7 @@ def _is_cache_entry(folder, i):
 
 
 def _is_finished(entry, env):
-    """Return whether another call has finished the cache entry, which the engines give to concurrent calls too."""
+    """Return whether another call has completed this cache entry; the engines can assign one to concurrent calls."""
     states = [os.path.join(entry, engine + "-cached-state.json") for engine in ("cm", "mlc")]
     return not _value(env, "RENEW_CACHE_ENTRY") and any(map(os.path.exists, states))
 

@@ -41,7 +41,7 @@ _WATCH_SECONDS = 0.5
 CONNECT_SECONDS = 5.0  # for each address of a host
 STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each MIN_CHUNK_BYTES of the body
 MIN_CHUNK_BYTES = 4096
-RATE_SECONDS = 30.0  # length of each measurement of the download rate
+RATE_SECONDS = 30.0  # window over which the download rate is measured
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # no retry after this time without data
@@ -298,7 +298,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the same for requests before 2.32."""
+        """Override the method that releases of the requests library before 2.32 call instead."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
     def stop(self) -> None:
@@ -339,7 +339,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return line
 
     def _replace_socket(self, sock: socket.socket) -> None:
-        self._shut_down()  # the redirecting response's socket
+        self._shut_down()  # close the socket of the previous request in the redirect chain
         self._socket = sock
         if self._is_stopped:
             self._shut_down()
@@ -352,7 +352,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[Any, None, None]:
     """Yield the response to a request, after any redirects, then the raw chunks of its body as they arrive."""
-    with requests.Session() as session:  # do not reuse connections, which the server may be closing
+    with requests.Session() as session:  # one session per request: the server may be closing a pooled connection
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         session.max_redirects = _MAX_REDIRECTS

@@ -184,7 +184,7 @@ class Staging:
         """Remove the staging folder, and the empty parent folders that this object created."""
         shutil.rmtree(self._path, ignore_errors=True)
         for folder in self._created:
-            with contextlib.suppress(OSError):  # not empty: another process uses it
+            with contextlib.suppress(OSError):  # not empty: another process is using it
                 os.rmdir(folder)
 
 

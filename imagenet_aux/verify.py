@@ -1,4 +1,4 @@
-"""Verify files against the digests of a manifest."""
+"""Verify files against the digests in a manifest."""
 
 from __future__ import annotations
 

@@ -389,7 +389,7 @@ def fetch_refused(target: Path, archive: Path) -> str:
 
 
 def assert_error(stderr: str, archive: Path, pattern: str) -> None:
-    """Check that stderr has only the archive's error, after the first line and, on slow machines, progress lines."""
+    """Check that stderr contains only the "trying" line, any progress lines, and this archive error."""
     path = re.escape(str(archive))
     assert re.fullmatch(rf"trying {path}\n([\d.]+ of [\d.]+ MB .*\n)*error: {path}: {pattern}\n", stderr)
 
@@ -654,7 +654,7 @@ def write_with_tarfile(form: int, **arguments: Any) -> bytes:
 
 
 def to_v7(entry: bytes) -> bytes:
-    """Remove the header fields that v7 tars do not have: magic, owner names, type of regular files."""
+    """Zero the header fields that v7 tars lack: magic, owner names, and the typeflag of regular files."""
     return patch_header(entry, 156, bytes(356))
 
 

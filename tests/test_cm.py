@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -279,13 +283,33 @@ def test_error_contains_the_path_relative_to_the_call(home: CmHome) -> None:
     assert home.leftovers() == []
 
 
-@pytest.mark.skipif(not shutil.which("pkill"), reason="pkill is not installed")
-def test_reports_a_killed_fetcher(home: CmHome, bash: str, server: Server, archive: bytes) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
+def test_reports_a_killed_fetcher(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
-    kill = f"until pkill -KILL -f '[-]-result={home.cm}'; do sleep 0.2; done & cm run script --tags={TAGS} --url={url}"
-    result = home.run_command(bash, "-c", kill)
-    assert result.returncode != 0 and "wrote no result: it was interrupted or killed" in result.stderr
-    assert "file an issue" not in result.stdout + result.stderr
+    command = home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}")
+    with subprocess.Popen(command, cwd=home.path, env=home.env, stderr=subprocess.PIPE, encoding="utf-8") as engine:
+        while not server.requests:
+            assert engine.poll() is None
+            time.sleep(0.05)
+        os.kill(find_process(f"--result={home.cm}"), signal.SIGKILL)
+        _, stderr = engine.communicate()
+    assert engine.returncode != 0 and "wrote no result: it was interrupted or killed" in stderr
+    assert "file an issue" not in stderr
+
+
+def find_process(argument: str) -> int:
+    """Return the id of the process whose command line contains this text."""
+    found = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if argument in read_arguments(path)]
+    assert len(found) == 1
+    return int(found[0])
+
+
+def read_arguments(path: Path) -> str:
+    """Read the command line of a process; return an empty string if the process has ended."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 # Output

@@ -23,7 +23,7 @@ DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Commands in README.md with one of these need PyPI, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "REPOSITORY_URL", "_from.", "=...", "dockerfile")
 RUN_ELSEWHERE = ("bash tests/demo.sh", "bash tests/run.sh")
-# Messages of the OS, requests and the engines.
+# Messages that come from the OS, the requests library or the engines.
 FOREIGN_MESSAGES = [
     "cannot write …: Access is denied",
     "cannot write …: Disk quota exceeded",

@@ -641,7 +641,7 @@ def test_warnings_hide_passwords(
 
 
 def test_limits_the_total_headers_of_a_redirect_chain(server: Server) -> None:
-    """Each response is below the limit of 256 KiB; the total exceeds it at the fifth."""
+    """Each response's headers are under the 256 KiB limit; the fifth response pushes the total over it."""
     error = error_of(server.serve("a", b"", Reply(raw=head("302 Found", "X-N: ", 1, 60_000))))
     assert "response headers larger than 256 KiB" in error
     assert len(server.requests_for("a")) == 5

@@ -135,7 +135,7 @@ def test_runs_in_cmx4mlops_by_tags(upstream: CmHome, archive: bytes, cm4mlops: P
 
 
 def test_upstreams_process_tests_runs_it(upstream: CmHome, archive: bytes, cm4mlops: Path) -> None:
-    """Run the check of upstream's workflow, with the files in the cache."""
+    """Run the check from upstream's CI workflow, with the files already cached."""
     (upstream.path / "a.tar.gz").write_bytes(archive)
     upstream.export_keys("--url=a.tar.gz")
     scripts = cm4mlops / "cmx4mlops" / "repo" / "script"
@@ -190,7 +190,7 @@ def test_mlc_accepts_the_meta(exports: dict[str, Path]) -> None:
 
 
 def test_mlc_test_runs_it(mlperf: MlperfAutomations, archive: bytes) -> None:
-    """Run the check of upstream's workflow, with the files in the cache."""
+    """Run the check from upstream's CI workflow, with the files already cached."""
     (mlperf.home.path / "a.tar.gz").write_bytes(archive)
     mlperf.home.run_command("mlcr", TAGS, "--url=a.tar.gz", check=True)
     result = mlperf.home.run_command("mlc", "test", "script", "bb2c6dd8c8c64217", "--quiet", check=True)

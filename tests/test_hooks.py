@@ -143,7 +143,7 @@ def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> No
     result = home.run_command(*command)
     assert result.returncode == 0
     (note,) = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
-    assert note == "note: _skip_ssl_verification has no effect: every file is verified by its digest."
+    assert note == "note: _skip_ssl_verification has no effect: certificates and digests are always verified."
 
 
 # Inputs that are refused
@@ -365,7 +365,7 @@ def test_interrupted_call_leaves_nothing(name: str, home: CmHome, server: Server
     with started_call(home, url) as process:
         while not server.requests:
             time.sleep(0.05)
-        time.sleep(0.3)  # for the response
+        time.sleep(0.3)  # let the client receive the first bytes
         os.killpg(process.pid, getattr(signal, name))
         printed = process.communicate(timeout=60)[0]  # also waits for the fetcher, which writes to the same pipe
     assert process.returncode != 0 and "error: interrupted" in printed

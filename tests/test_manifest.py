@@ -13,7 +13,7 @@ from command import run_command
 import imagenet_aux
 from imagenet_aux.manifest import MANIFEST
 
-# A second copy, to detect typing errors in the manifest.
+# An independent copy, to catch typos in the manifest.
 PUBLISHED_FILES = {
     "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
     "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",

@@ -64,7 +64,11 @@ class Cmd:
         self._wine = [] if WINDOWS else [str(WINE)]
         self._env = ENV
         if not WINDOWS:
-            minimal = {"WINEARCH": "win64", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
+            minimal = {
+                "WINEARCH": "win64",
+                "WINEDEBUG": "-all",
+                "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
+            }
             self._env = {**ENV, **minimal, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
             subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # creates the prefix
 

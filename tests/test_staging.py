@@ -296,7 +296,8 @@ def test_failed_publication_restores_everything(
         (data / linked).symlink_to(Path("..", "mine.txt"))
     if not has_links:
         monkeypatch.setattr(os, "link", fail_always)
-    moves = len(NAMES) + (1 if has_links else len(NAMES))  # 1: an attempt to back up the missing file by a rename
+    # 1: os.link fails for the missing file, so _keep_old tries os.replace
+    moves = len(NAMES) + (1 if has_links else len(NAMES))
     monkeypatch.setattr(os, "replace", fail_at(call, os.replace, errno.EBUSY))
     if call > moves:
         fetch_into(data, source, replace=True)
@@ -712,7 +713,7 @@ def test_reader_of_an_old_file_can_continue(
 def test_retries_if_a_folder_is_removed_while_it_is_created(
     error: int, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing caller removes a folder that it created; os.makedirs then raises one of these errors."""
+    """A concurrent fetch that fails removes the folders it created; os.makedirs can then raise either error here."""
     monkeypatch.setattr(os, "makedirs", fail_at(1, os.makedirs, error))
     fetch_into(work / "new" / "data", source)
     assert read_data(work / "new") == sample_files

@@ -8,7 +8,7 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=.venv${REQUESTS:+-requests-$REQUESTS}
 python=${PYTHON:-}
-# shellcheck disable=SC2086 # names without blanks
+# shellcheck disable=SC2086 # variable names contain no spaces
 unset ${!PYTHON*} # PYTHONPATH, PYTHONOPTIMIZE and others affect the checks
 
 find_bin() {
@@ -41,6 +41,9 @@ find_bin
 version=${python:+$("$python" -c 'import sys; print(sys.version)')}
 if ! is_usable ${version:+"$version"} >/dev/null 2>&1; then
   echo "Creating $venv ..."
+  if [ -L "$venv" ]; then
+    rm "$venv" # --clear would empty the environment that the link leads to
+  fi
   "${python:-python3}" -m venv --clear "$venv"
   find_bin
 fi

@@ -56,7 +56,7 @@ def read_meta() -> dict[str, Any]:
 
 
 def meta_yaml(cm_meta: dict[str, Any] | None = None) -> str:
-    """Convert CM metadata, by default ``_cm.json``, to MLC's key prefix, order and comments."""
+    """Render CM metadata (by default ``_cm.json``) as meta.yaml, with MLC's key prefix, key order and comments."""
     meta = json.loads(re.sub(r"\bCM_", "MLC_", json.dumps(cm_meta or read_meta())))
     meta["docker"] = {key.replace("docker_", "", 1): value for key, value in meta["docker"].items()}
     meta["input_mapping"] = dict(sorted(meta["input_mapping"].items()))

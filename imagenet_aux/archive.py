@@ -63,7 +63,7 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Membe
     """Yield the wanted files of a gzip-compressed tar; skip other regular files and folders.
 
     Exhaust the iterator: only then are all checksums and trailers verified. Raise `ArchiveError` if the archive is
-    damaged or hostile: links, devices, unsafe or duplicate names, pax overrides, or excessive sizes or entry counts.
+    damaged or hostile.
     """
     compressed = limit_size(_require_gzip(chunks), ArchiveError(f"larger than {MAX_BYTES >> 20} MiB"))
     gzip = _Gzip()

@@ -1,8 +1,5 @@
 """Resumable HTTP(S) downloads.
 
-requests honours the proxy variables, ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE`` and ``~/.netrc``. Certificates are
-always verified.
-
 `Download` implements the retry policy: it resumes after a connection fault, restarts if the received bytes cannot be
 used, and gives up after too many attempts.
 """
@@ -298,7 +295,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Override the method that releases of the requests library before 2.32 call instead."""
+        """Do the same in releases of the requests library before 2.32."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
     def stop(self) -> None:
@@ -318,8 +315,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
                 super().begin()
                 self.fp = file
 
-        class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            is_tracked = True
+        class Connection(type(pool).ConnectionCls):  # type: ignore[misc]
             response_class = Response
 
             def _new_conn(self) -> Any:
@@ -328,8 +324,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
                 sock.settimeout(None)  # also for the TLS handshake, which the timeout in `_Exchange` covers
                 return sock
 
-        if not hasattr(pool.ConnectionCls, "is_tracked"):  # after a redirect to the same host, the pool is reused
-            pool.ConnectionCls = Connection
+        pool.ConnectionCls = Connection
         return pool
 
     def _counted(self, line: bytes) -> bytes:
@@ -362,8 +357,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Generator[
         # No read timeout: the caller has one, which excludes time while the process is suspended.
         with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
-            # read() would block until the chunk is full. Before 2.1, urllib3 has no read1(), but its http.client
-            # response does.
+            # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
             raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
             while True:
                 chunk = raw.read1(_CHUNK_BYTES)

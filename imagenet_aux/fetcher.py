@@ -136,7 +136,7 @@ class _Fetch(NamedTuple):
         """Stage the files of one transfer; a single file may have at most *left* bytes."""
         stream = transfer.open_stream(item.location, self.watch, self.min_rate)
         if not item.name:
-            return stream.deliver(lambda chunks: self._unpack(chunks))
+            return stream.deliver(self._unpack)
         try:
             return stream.deliver(lambda chunks: [self._receive(item.name, stream, chunks, left)])
         except SourceError as error:

@@ -26,6 +26,9 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _READER_SECONDS = 5.0
 _MAX_REMOVALS = 100
+_REMOVAL_ERRORS: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError)
+if sys.platform == "win32":
+    _REMOVAL_ERRORS += (PermissionError,)
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
@@ -232,20 +235,14 @@ def _exclusive(path: str) -> Iterator[bool]:
 
 def _open_lock_file(path: str) -> IO[bytes]:
     """Open the lock file for writing, as NFS locks require; create it and its parent folders if needed."""
-    removals = 0
-    while True:
+    for _ in range(_MAX_REMOVALS):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return _open_shared(path)
-        except (FileNotFoundError, FileExistsError):  # another process is removing a parent folder, or the file
-            removals += 1
-            if removals == _MAX_REMOVALS:
-                raise
-        except PermissionError:  # on Windows, another process is removing it
-            removals += 1
-            if sys.platform != "win32" or removals == _MAX_REMOVALS:
-                raise
+        except _REMOVAL_ERRORS as error:  # another process is removing the file, or a folder that it had created
+            last_error = error
             time.sleep(0.01)
+    raise last_error
 
 
 def _open_shared(path: str) -> IO[bytes]:

@@ -8,6 +8,7 @@ from typing import Iterator
 import pytest
 import sample_archive
 from cm_home import ROOT, CmHome
+from command import write_files
 from server import Server
 
 from imagenet_aux.manifest import MANIFEST
@@ -67,3 +68,17 @@ def published_folder() -> Path:
     if not PUBLISHED.is_dir():
         pytest.skip(f"the published files are not at {os.path.relpath(PUBLISHED, ROOT)}")
     return PUBLISHED
+
+
+@pytest.fixture
+def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
+    """Return a folder with the sample files."""
+    return write_files(tmp_path / "source", sample_files)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Return an empty folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder

@@ -35,20 +35,6 @@ ERROR_WORDS = ("Traceback", "Exception ignored", "BrokenPipe")
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 
 
-@pytest.fixture
-def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
-    """Return a folder with the sample files."""
-    return write_files(tmp_path / "source", sample_files)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """Return an empty folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    return folder
-
-
 def read_result(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(path.read_text())
     return result

@@ -41,20 +41,6 @@ NAMES = list(MANIFEST.files)
 DAY = 24 * 3600
 
 
-@pytest.fixture
-def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
-    """Return a folder with the sample files."""
-    return write_files(tmp_path / "source", sample_files)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """Return an empty folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    return folder
-
-
 def fetch_into(target: Path, source: Path, replace: bool = False, watch: Any = lambda stream: None) -> Result:
     """Fetch a local source into a folder."""
     return fetch(str(source), str(target), replace=replace, watch=watch)

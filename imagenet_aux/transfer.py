@@ -28,17 +28,15 @@ class Stream:
         Number of bytes received so far.
     size : int or None
         Total size in bytes; None if unknown.
+    waited : float
+        Seconds spent waiting for the host.
     """
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.received = 0
         self.size: int | None = None
-
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for the host."""
-        return 0.0
+        self.waited = 0.0
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``. A subclass may retry: it then calls *consume* again, from the first byte."""

@@ -26,10 +26,10 @@ from cm_home import ROOT, clean_env
 from proxy import Proxy
 from server import Reply, Server
 
-from imagenet_aux import download, fetch
-from imagenet_aux.background import BackgroundIterator, WaitTimeout
+from imagenet_aux import download, exchange, fetch
 from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, SourceError
+from imagenet_aux.exchange import Exchange
 from imagenet_aux.manifest import Manifest, Mirror
 from imagenet_aux.transfer import Stream
 
@@ -223,7 +223,7 @@ def test_a_date_in_the_past_requests_no_pause(server: Server, caplog: pytest.Log
 
 
 def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_IDLE_SECONDS", 2.0)
     url = server.serve("a", BODY, Reply(stop_at=STEP, then="stall"), Reply(raw=b"", then="stall"))
     assert re.search(r"gave up at attempt 2, [23] s idle", error_of(url))
@@ -232,14 +232,14 @@ def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch
 def test_retries_a_timeout_after_the_first_response(
     server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     url = server.serve("a", BODY, Reply(stop_at=STEP), Reply(raw=b"", then="stall"), Reply())
     assert read(url) == BODY
     assert len(server.requests_for("a")) == 3
 
 
 def test_does_not_retry_a_timeout_of_the_first_response(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     assert "nothing received in 1 s" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall"), Reply()))
     assert len(server.requests_for("a")) == 1
 
@@ -324,7 +324,7 @@ def test_restarts_when_the_checksum_differs_after_a_resume(
 
 
 def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     assert read(server.serve("a", BODY, Reply(chunk_size=10, pause=0.1), Reply())) == BODY
     _, resumed = sent(server, "Range")
     assert 0 < int(str(resumed)[len("bytes=") : -1]) < 4096
@@ -332,16 +332,24 @@ def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.M
 
 def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 4096 bytes arrive within the stall limit, but the whole body takes longer."""
-    monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
     assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
     assert len(server.requests_for("a")) == 1
 
 
 def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     with dripping_server(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(5000)) as address:
         assert re.match(r"the connection stalled: [0-9]{1,2} bytes in 1 s", error_of(f"http://{address}/a"))
+
+
+def test_limits_the_total_traffic(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without ranges cuts each response a little later, which counts as progress."""
+    monkeypatch.setattr(download, "MAX_BYTES", 4 * len(BODY))
+    replies = [Reply(stop_at=(n + 1) * STEP, ranges=False) for n in range(16)]
+    assert "larger than 4 MiB in total" in error_of(server.serve("a", BODY, *replies))
+    assert len(server.requests_for("a")) == 11
 
 
 # Slow sources
@@ -438,7 +446,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0
 def test_download_leaves_no_thread_running(
     reply: Reply, server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 2)
     began = time.monotonic()
     with contextlib.suppress(SourceError):
@@ -449,8 +457,8 @@ def test_download_leaves_no_thread_running(
 
 def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit for headers does not include time while the process is suspended."""
-    monkeypatch.setattr(download, "CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
     with dripping_server(b"\x16\x03\x03\x40\x00") as address:
         assert "nothing received in 3 s" in error_of(f"https://{address}/a")
         assert live_threads() == []
@@ -458,7 +466,7 @@ def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n\r\n\x16\x03\x03\x40\x00"])
 def test_limits_the_time_of_a_proxy(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     with dripping_server(first) as address:
         monkeypatch.setenv("https_proxy", f"http://{address}")
         assert re.search("no response|TLS error|proxy", error_of("https://aux.invalid/a"))
@@ -473,8 +481,8 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
         resolved.wait(30)
         return resolve(*args, **kwargs)
 
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr("imagenet_aux.background._JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(exchange, "_JOIN_SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     assert "nothing received" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall")))
     resolved.set()
@@ -488,8 +496,8 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
 
 FAST = """
 import sys
-from imagenet_aux import cli, download
-download.STALL_SECONDS = 2.0
+from imagenet_aux import cli, exchange
+exchange.STALL_SECONDS = 2.0
 sys.exit(cli.main())
 """
 
@@ -595,7 +603,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
     try:
         with contextlib.suppress(SourceError):
             read(url)
-        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, BackgroundIterator))]
+        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, Exchange))]
     finally:
         gc.enable()
     assert len(left) <= 2  # from the last attempt
@@ -670,100 +678,49 @@ def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None
     assert received.count(0) >= 4  # every half second
 
 
-# Iteration in the background
+# Reception in the background
 
 
-def test_background_items_arrive_in_order() -> None:
-    items = BackgroundIterator(iter_items(range(100)), lambda: None)
-    assert [items.next(5) for _ in range(101)] == [*range(100), None]
-    items.close()
+@pytest.fixture
+def open_exchange(server: Server) -> Iterator[Callable[..., Exchange]]:
+    """Return a function that requests a file from the server."""
+    with contextlib.ExitStack() as stack:
+
+        def request(body: bytes, reply: Reply, on_wait: Callable[[float], None] = lambda seconds: None) -> Exchange:
+            opened = Exchange(server.serve("a", body, reply), {}, on_wait)
+            stack.callback(opened.close)
+            return opened
+
+        yield request
 
 
-def iter_items(items: Iterable[Any], closed: list[bool] | None = None) -> Any:
-    try:
-        yield from items
-    finally:
-        if closed is not None:
-            closed.append(True)
-
-
-def test_background_errors_reach_the_caller() -> None:
-    def fail() -> Any:
-        yield 1
-        raise KeyError("x")
-
-    items = BackgroundIterator(fail(), lambda: None)
-    assert items.next(5) == 1
-    with pytest.raises(KeyError):
-        items.next(5)
-    items.close()
-
-
-def test_background_runs_a_few_items_ahead() -> None:
-    produced: list[int] = []
-
-    def count() -> Any:
-        for n in itertools.count():
-            produced.append(n)
-            yield n
-
-    items = BackgroundIterator(count(), lambda: None)
-    while len(produced) < 5:
+def test_receives_a_few_chunks_ahead(open_exchange: Callable[..., Exchange]) -> None:
+    opened = open_exchange(BODY * 16, Reply())
+    while opened._items.qsize() < 8:
         time.sleep(0.01)
     time.sleep(0.3)
-    assert len(produced) <= 12
-    items.close()
+    assert opened._items.qsize() == 8
+    opened.head()
+    assert b"".join(opened.chunks()) == BODY * 16
 
 
-def test_background_closes_the_generator_in_its_thread() -> None:
-    closed: list[bool] = []
-    generator = iter_items(itertools.count(), closed)  # this reference prevents garbage collection
-    items = BackgroundIterator(generator, lambda: None)
-    assert items.next(5) == 0
-    items.close()
-    assert closed == [True]
+def test_wait_for_headers_times_out(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
+    waits: list[float] = []
+    opened = open_exchange(BODY, Reply(raw=b"", then="stall"), waits.append)
+    with pytest.raises(SourceError, match="nothing received in 2 s"):
+        opened.head()
+    assert waits == [0.5, 0.5, 0.5, 0.5]
 
 
-def test_background_wait_times_out() -> None:
-    stop = threading.Event()
-    waits = []
-
-    def block() -> Any:
-        stop.wait(30)
-        yield 1
-
-    items = BackgroundIterator(block(), lambda: waits.append(items.waited))
-    with pytest.raises(WaitTimeout, match="nothing received in 2 s"):
-        items.next(2)
-    assert items.waited == 2 and waits == [0.5, 1, 1.5]
-    stop.set()
-    assert items.next(5) == 1
-    assert 2 <= items.waited <= 7
-    items.close()
-
-
-def test_background_wait_counts_no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_counts_no_suspension(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock continues while the process is suspended."""
+    waits: list[float] = []
+    opened = open_exchange(BODY, Reply(), waits.append)
+    while not opened._items.qsize():
+        time.sleep(0.01)
     clock = itertools.count(0, 100)
-    monkeypatch.setattr("imagenet_aux.background.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    items = BackgroundIterator(iter_items([1]), lambda: None)
-    assert items.next(5) == 1
-    assert items.waited == 0.5
-    items._thread.join(10)
-    items.close()
-
-
-def test_background_close_gives_up_on_a_blocked_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagenet_aux.background._JOIN_SECONDS", 0.2)
-    stop = threading.Event()
-
-    def block() -> Any:
-        stop.wait(30)
-        yield 1
-
-    items = BackgroundIterator(block(), lambda: None)
-    began = time.monotonic()
-    items.close()
-    assert time.monotonic() - began < 10
-    stop.set()
-    items._thread.join(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        opened.head()
+    assert waits == [0.5]

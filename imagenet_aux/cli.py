@@ -61,20 +61,7 @@ def run() -> NoReturn:
 
 
 def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        The command-line arguments; by default ``sys.argv[1:]``.
-    manifest : Manifest, optional
-        The dataset's file names, digests and mirrors.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
+    """Run the command with these arguments, by default those of the process, and return its exit code."""
     parser = _parser()
     argv = sys.argv[1:] if argv is None else argv
     if any(argument.startswith("--") and argument.endswith("=--") for argument in argv):

@@ -11,42 +11,20 @@ MAX_BYTES = 200 << 20
 
 
 class Mirror(NamedTuple):
-    """A host that serves the dataset, either as an archive or as individual files.
+    """A host that serves the dataset, either as an archive or as individual files."""
 
-    Attributes
-    ----------
-    address : str
-        The URL shown to users, and the one they pass to select this mirror.
-    digest : str
-        Hex MD5 or SHA-256 of the archive; empty if unknown.
-    query : str
-        Query string to append to the archive's URL.
-    files : mapping of str to str
-        The URL of each file, for a mirror without an archive.
-    optional : tuple of str
-        Names of files that may be missing from this mirror.
-    """
-
-    address: str
-    digest: str = ""
-    query: str = ""
-    files: Mapping[str, str] = {}
-    optional: tuple[str, ...] = ()
+    address: str  # the URL shown to users, and the one they pass to select this mirror
+    digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
+    query: str = ""  # query string to append to the archive's URL
+    files: Mapping[str, str] = {}  # the URL of each file, for a mirror without an archive
+    optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
 
 
 class Manifest(NamedTuple):
-    """The dataset's files and mirrors.
+    """The dataset's files and mirrors."""
 
-    Attributes
-    ----------
-    files : mapping of str to str
-        The hex digest of each file: SHA-256 (64 digits) or git blob id (40 digits).
-    mirrors : tuple of Mirror
-        The mirrors, in the order to try them.
-    """
-
-    files: Mapping[str, str]
-    mirrors: tuple[Mirror, ...]
+    files: Mapping[str, str]  # the hex digest of each file: SHA-256 (64 digits) or git blob id (40 digits)
+    mirrors: tuple[Mirror, ...]  # in the order to try them
 
 
 _GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"

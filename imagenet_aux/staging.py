@@ -12,7 +12,7 @@ import socket
 import stat
 import sys
 import time
-from typing import IO, Callable, Collection, Iterator
+from typing import IO, Callable, Collection, Iterator, TypeVar
 
 from .errors import FetchError
 from .manifest import MAX_BYTES, Manifest
@@ -25,12 +25,15 @@ _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
 _LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _READER_SECONDS = 5.0
-_MAX_REMOVALS = 100
-_REMOVAL_ERRORS: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError)
-if sys.platform == "win32":
-    _REMOVAL_ERRORS += (PermissionError,)
+_REMOVAL_SECONDS = 1.0
+# Raised on Windows while another program has the file open, or is removing it.
+_IN_USE: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
+# Raised while another process is removing the lock file, or a folder that it had created.
+_BEING_REMOVED: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError, *_IN_USE)
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
+
+T = TypeVar("T")
 
 
 class StagingError(FetchError):
@@ -157,22 +160,22 @@ class Staging:
             try:
                 if sys.platform == "win32":
                     # Windows links a file that is open, but cannot remove the link then. It refuses to rename the file.
-                    _retry_while_in_use(lambda: os.rename(path, path))
+                    _retry(lambda: os.rename(path, path), _IN_USE, _READER_SECONDS)
                     os.link(path, old)
                 else:
                     os.link(path, old, follow_symlinks=False)
             except OSError:
-                _retry_while_in_use(lambda: os.replace(path, old))
+                _retry(lambda: os.replace(path, old), _IN_USE, _READER_SECONDS)
 
     def _move(self, source: str | None, name: str) -> None:
         """Move *source* to *name* in the target; if *source* is None, remove *name*."""
         path = os.path.join(self.target, name)
         with _wrap_os_errors(path):
             if source:
-                _retry_while_in_use(lambda: os.replace(source, path))
+                _retry(lambda: os.replace(source, path), _IN_USE, _READER_SECONDS)
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    _retry_while_in_use(lambda: os.remove(path))
+                    _retry(lambda: os.remove(path), _IN_USE, _READER_SECONDS)
 
     def _remove_abandoned(self, has_locks: bool) -> None:
         """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
@@ -219,7 +222,7 @@ def _on_other_filesystem(target: str) -> bool:
 def _exclusive(path: str) -> Iterator[bool]:
     """Hold a lock file and remove it on exit; yield False if the file system does not support locks."""
     while True:
-        with _open_lock_file(path) as file:
+        with _retry(lambda: _open_lock_file(path), _BEING_REMOVED, _REMOVAL_SECONDS) as file:
             has_lock = _wait_for_lock(file)
             if has_lock and not _is_same_file(file, path):
                 continue  # the previous holder removed the file after it was opened here: lock the new one
@@ -235,57 +238,41 @@ def _exclusive(path: str) -> Iterator[bool]:
 
 def _open_lock_file(path: str) -> IO[bytes]:
     """Open the lock file for writing, as NFS locks require; create it and its parent folders if needed."""
-    for _ in range(_MAX_REMOVALS):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            return _open_shared(path)
-        except _REMOVAL_ERRORS as error:  # another process is removing the file, or a folder that it had created
-            last_error = error
-            time.sleep(0.01)
-    raise last_error
-
-
-def _open_shared(path: str) -> IO[bytes]:
-    """Open a file that other users can open too."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         file = open(path, "xb")  # noqa: SIM115 - the caller closes it
     except FileExistsError:
         return open(path, "r+b")
     if sys.platform != "win32":
-        os.fchmod(file.fileno(), 0o666)
+        os.fchmod(file.fileno(), 0o666)  # other users lock it too
     return file
 
 
 def _wait_for_lock(file: IO[bytes]) -> bool:
     """Wait for the lock on an open file; return False if the file system does not support locks."""
-    give_up = time.monotonic() + _LOCK_SECONDS
-    while time.monotonic() < give_up:
-        try:
-            if _lock(file):
-                return True
-        except OSError:
-            return False
-        time.sleep(0.02)
-    raise StagingError(f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s")
+    try:
+        _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS)
+    except BlockingIOError:
+        text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s"
+        raise StagingError(text) from None
+    except OSError:
+        return False
+    return True
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Try to lock an open file without waiting; return False if it is already locked."""
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file without waiting; raise BlockingIOError if it is already locked."""
     if sys.platform == "win32":
         import msvcrt
 
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:  # EACCES; under wine, no error number
-            return False
+            raise BlockingIOError from None
     else:
         import fcntl
 
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_same_file(file: IO[bytes], path: str) -> bool:
@@ -301,24 +288,24 @@ def _is_abandoned(folder: str, is_local: bool) -> bool:
         if not is_local:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
         with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
-            return _lock(file)
+            _lock(file)
+            return True
     except FileNotFoundError:
         return True  # the process was killed before it created the lock file
     except OSError:
         return False
 
 
-def _retry_while_in_use(change: Callable[[], object]) -> None:
-    """Call *change*; on Windows, retry while another program has the file open."""
-    give_up = time.monotonic() + _READER_SECONDS
+def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: float) -> T:
+    """Return the result of *action*; repeat it for *seconds* while it raises one of the errors."""
+    give_up = time.monotonic() + seconds
     while True:
         try:
-            change()
-            return
-        except PermissionError:
-            if sys.platform != "win32" or time.monotonic() > give_up:
+            return action()
+        except errors:
+            if time.monotonic() > give_up:
                 raise
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -376,10 +376,9 @@ def test_staging_is_private_and_files_follow_the_umask(work: Path, source: Path)
 
 
 def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lock(file: Any) -> bool:
-        if os.path.basename(file.name) != "lock":
-            return True
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def lock(file: IO[bytes]) -> None:
+        if os.path.basename(file.name) == "lock":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(staging, "_lock", lock)
     with pytest.raises(FetchError, match=f"cannot write {re.escape(str(work / 'new'))}: {os.strerror(errno.EIO)}"):
@@ -818,11 +817,12 @@ def test_does_not_use_the_lock_of_a_removed_file(
     waits = threading.Event()
     lock = staging._lock
 
-    def report_wait(file: IO[bytes]) -> bool:
-        is_locked = lock(file)
-        if not is_locked:
+    def report_wait(file: IO[bytes]) -> None:
+        try:
+            lock(file)
+        except BlockingIOError:
             waits.set()
-        return is_locked
+            raise
 
     monkeypatch.setattr(staging, "_lock", report_wait)
     path = work / "data.imagenet-aux.lock"

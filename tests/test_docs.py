@@ -32,7 +32,9 @@ FOREIGN_MESSAGES = [
     "cannot write …: The process cannot access the file",
     "CERTIFICATE_VERIFY_FAILED",
     "Can't load artifact meta",
+    "EOFError",
     "Exceeded 20 redirects",
+    "More than 1 cached script output found",
     "Native run script failed inside MLC script",
     "Portable CM script failed",
 ]

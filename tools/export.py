@@ -158,7 +158,7 @@ def _meta(default: str) -> dict[str, Any]:
 
 def _guide(project: Project, meta: dict[str, Any]) -> str:
     """Return the project's sections of README-extra.md, adapted to its engine and default variation."""
-    text = (ROOT / "README-extra.md").read_text(encoding="utf-8").replace("\n[Contents](#contents)\n", "")
+    text = (ROOT / "README-extra.md").read_text(encoding="utf-8")
     parts = dict(re.findall(r"^## (.+)\n([^\0]*?)(?=^## |\Z)", text, re.MULTILINE))
     missing = [title for title in project.sections if title not in parts]
     if missing:

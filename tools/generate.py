@@ -38,12 +38,12 @@ _SECTIONS = {
 
 # Each file's description and users.
 _FILES = {
-    "det_synset_words.txt": ("ids and names of the 200 classes of the detection task", ""),
-    "imagenet.bet.pickle": ("the class hierarchy, a Python 2 pickle; never unpickle untrusted files", ""),
+    "det_synset_words.txt": ("ids and names of the 200 classes of the detection task", "detection with Caffe"),
+    "imagenet.bet.pickle": ("the class hierarchy, a Python 2 pickle; never unpickle untrusted files", "Caffe's web demo"),
     "imagenet_mean.binaryproto": ("the mean image, as a Caffe blob", "Caffe models"),
     "synset_words.txt": ("the WordNet ids in label order, each with its names", "scripts that print class names"),
-    "synsets.txt": ("the WordNet ids in label order", ""),
-    "test.txt": ("the 100,000 test images; the label is always 0", ""),
+    "synsets.txt": ("the WordNet ids in label order", "programs that map ids to labels"),
+    "test.txt": ("the 100,000 test images; the label is always 0", "programs that classify the test set"),
     "train.txt": ("the 1,281,167 training images with their labels", "training"),
     "val.txt": ("the 50,000 validation images with their labels (0 to 999)", "preprocessing, MLPerf accuracy checks"),
 }

@@ -13,7 +13,7 @@ import urllib3.exceptions
 from urllib3.util import Retry
 
 from .errors import ContentError, SourceError, shorten
-from .exchange import ConnectionFault, Exchange, Unreachable, host_name
+from .exchange import POLL_SECONDS, ConnectionFault, Exchange, Unreachable, host_name
 from .manifest import MAX_BYTES
 from .transfer import Stream, Watch
 
@@ -24,7 +24,6 @@ MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYT
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # no retry after this time without data
 
-_WATCH_SECONDS = 0.5
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
 
@@ -90,7 +89,7 @@ class Download(Stream):
         """Return the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
             self._exchange = Exchange(self._url, self._range_headers(), self._on_wait)
-            self._read_head(self._exchange.head())
+            self._read_head(self._exchange.response())
         return self._exchange
 
     def _close(self) -> None:
@@ -192,7 +191,7 @@ class Download(Stream):
             raise SourceError(f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)") from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
         while pause > 0:
-            step = min(pause, _WATCH_SECONDS)
+            step = min(pause, POLL_SECONDS)
             time.sleep(step)
             pause -= step
             self._on_wait(step)

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 import urllib.parse
-from types import SimpleNamespace
 from typing import Any, Callable, Iterator, cast
 
 import requests
@@ -21,11 +20,11 @@ from .errors import SourceError, shorten
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK_BYTES = 1 << 18
 _MAX_CHUNKS = 8  # received ahead of the caller
-_MAX_HEADER_BYTES = 1 << 18  # total over all responses in a chain of redirects
+_MAX_HEADER_BYTES = 1 << 18  # total of all responses in a chain of redirects
 _MAX_REDIRECTS = 20
-_POLL_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
 
+POLL_SECONDS = 0.5
 CONNECT_SECONDS = 5.0  # for each address of a host
 STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each MIN_CHUNK_BYTES of the body
 MIN_CHUNK_BYTES = 4096
@@ -33,12 +32,8 @@ MIN_CHUNK_BYTES = 4096
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
 
 
-class WaitTimeout(Exception):
-    """No headers, or too few bytes, arrived in time."""
-
-
 # requests does not wrap all errors of urllib3, http.client and the OS, so catch those too.
-_REQUEST_ERRORS = (OSError, ValueError, WaitTimeout, http.client.HTTPException, urllib3.exceptions.HTTPError)
+_REQUEST_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 # The first entry whose type matches the error or any of its causes applies.
 _ERROR_TEXTS = (
     (requests.exceptions.ProxyError, "cannot reach {host} through the proxy: {cause}"),
@@ -46,7 +41,7 @@ _ERROR_TEXTS = (
     (http.client.IncompleteRead, "the connection closed too early"),
     (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
     (http.client.HTTPException, "the response from {host} is not HTTP: {cause}"),
-    ((requests.ConnectionError, requests.Timeout, WaitTimeout), "no response from {host}: {cause}"),
+    ((requests.ConnectionError, requests.Timeout), "no response from {host}: {cause}"),
     (ValueError, "invalid URL or redirect: {error}"),
     (requests.TooManyRedirects, "{cause}"),
     (Exception, "the connection broke: {cause}"),
@@ -75,7 +70,8 @@ class Exchange:
     def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> None:
         self._host = host_name(url)
         self._on_wait = on_wait
-        self._waited = 0.0  # seconds since the request, or since the last MIN_CHUNK_BYTES
+        self._has_response = False
+        self._recent_bytes, self._waited = 0, 0.0  # since the start, or since the last MIN_CHUNK_BYTES
         self._adapter = _Adapter()
         self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
         self._thread = threading.Thread(
@@ -83,31 +79,21 @@ class Exchange:
         )
         self._thread.start()
 
-    def head(self) -> requests.Response:
+    def response(self) -> requests.Response:
         """Wait for the headers and return the response, after any redirects; raise `ConnectionFault`."""
-        try:
-            return cast(requests.Response, self._next())
-        except _REQUEST_ERRORS as error:
-            is_transient = any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-            kind = ConnectionFault if is_transient else Unreachable
-            raise kind(_describe(error, self._host)) from None
+        response = cast(requests.Response, self._next())
+        self._has_response, self._waited = True, 0.0
+        return response
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body; raise `ConnectionFault` when the connection breaks or stalls."""
-        received, self._waited = 0, 0.0
         while True:
-            try:
-                chunk = self._next()
-            except WaitTimeout:
-                text = f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s"
-                raise ConnectionFault(text) from None
-            except _REQUEST_ERRORS as error:
-                raise ConnectionFault(_describe(error, "the server")) from None
+            chunk = self._next()
             if chunk is None:
                 return
-            received += len(chunk)
-            if received >= MIN_CHUNK_BYTES:
-                received, self._waited = 0, 0.0
+            self._recent_bytes += len(chunk)
+            if self._recent_bytes >= MIN_CHUNK_BYTES:
+                self._recent_bytes, self._waited = 0, 0.0
             yield chunk
 
     def close(self) -> None:
@@ -120,20 +106,22 @@ class Exchange:
             self._thread.join(0.01)
 
     def _next(self) -> Any:
-        """Return the response, a chunk, or None at the end; raise the thread's exception, or `WaitTimeout`."""
+        """Return the response, a chunk, or None at the end; raise the thread's exception."""
         while self._waited < STALL_SECONDS:
             started = time.monotonic()
             try:
                 # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension adds at most one.
-                item = self._items.get(timeout=_POLL_SECONDS)
+                item = self._items.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                self._count(_POLL_SECONDS)
+                self._count(POLL_SECONDS)
                 continue
-            self._count(min(time.monotonic() - started, _POLL_SECONDS))
+            self._count(min(time.monotonic() - started, POLL_SECONDS))
             if isinstance(item, BaseException):
                 raise item
             return item
-        raise WaitTimeout(f"nothing received in {STALL_SECONDS:.0f} s")
+        if self._has_response:
+            raise ConnectionFault(f"the connection stalled: {self._recent_bytes} bytes in {STALL_SECONDS:.0f} s")
+        raise Unreachable(f"no response from {self._host}: nothing received in {STALL_SECONDS:.0f} s")
 
     def _count(self, seconds: float) -> None:
         self._waited += seconds
@@ -141,23 +129,26 @@ class Exchange:
 
     def _receive(self, url: str, headers: dict[str, str]) -> None:
         """Put the response into the queue, then the chunks of its body, then None or an exception."""
-        end = None
+        has_response = False
         try:
             for item in _request(url, headers, self._adapter):
                 self._items.put(item)
+                has_response = True
+            self._items.put(None)
+        except _REQUEST_ERRORS as error:
+            is_transient = has_response or any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
+            text = _describe(error, "the server" if has_response else self._host)
+            self._items.put(ConnectionFault(text) if is_transient else Unreachable(text))
         except BaseException as error:
-            end = error  # `_next` raises it in the caller's thread
-        self._items.put(end)
-        end = None  # the exception's traceback references this frame: break the cycle, so that sockets close now
+            self._items.put(error)
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """An HTTP adapter that limits header sizes, and lets another thread shut down the connection."""
+    """An HTTP adapter that lets another thread shut down the connection."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._is_stopped = False
-        self._header_bytes = 0
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,18 +167,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def _tracked(self, pool: Any) -> Any:
         adapter = self
 
-        class Response(http.client.HTTPResponse):
-            def begin(self) -> None:  # reads the headers
-                file: Any = self.fp
-                self.fp = SimpleNamespace(  # type: ignore[assignment]
-                    readline=lambda size: adapter._counted(file.readline(size)), flush=file.flush, close=file.close
-                )
-                super().begin()
-                self.fp = file
-
         class Connection(type(pool).ConnectionCls):  # type: ignore[misc]
-            response_class = Response
-
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()
                 adapter._replace_socket(sock.dup())
@@ -196,12 +176,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
         pool.ConnectionCls = Connection
         return pool
-
-    def _counted(self, line: bytes) -> bytes:
-        self._header_bytes += len(line)
-        if self._header_bytes > _MAX_HEADER_BYTES:
-            raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
-        return line
 
     def _replace_socket(self, sock: socket.socket) -> None:
         self._shut_down()  # close the socket of the previous request in the redirect chain
@@ -217,11 +191,22 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[Any]:
     """Yield the response to a request, after any redirects, then the raw chunks of its body as they arrive."""
+    header_bytes = 0
+
+    def check_response(response: requests.Response, **_: object) -> None:
+        """Limit the headers, and close a redirect response, because requests would read its whole body."""
+        nonlocal header_bytes
+        header_bytes += sum(len(name) + len(value) for name, value in response.raw.headers.items())
+        if response.is_redirect or header_bytes > _MAX_HEADER_BYTES:
+            response.close()
+        if header_bytes > _MAX_HEADER_BYTES:
+            raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
+
     with requests.Session() as session:  # one session per request: the server may be closing a pooled connection
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         session.max_redirects = _MAX_REDIRECTS
-        session.hooks["response"].append(_skip_redirect_body)
+        session.hooks["response"].append(check_response)
         # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         # No read timeout: the caller has one, which excludes time while the process is suspended.
@@ -234,12 +219,6 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[A
                 if not chunk:
                     return
                 yield chunk
-
-
-def _skip_redirect_body(response: requests.Response, **_: object) -> None:
-    """Close a redirect response, because requests would read its whole body."""
-    if response.is_redirect:
-        response.close()
 
 
 def host_name(url: str) -> str:

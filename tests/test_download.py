@@ -337,6 +337,13 @@ def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatc
     assert len(server.requests_for("a")) == 1
 
 
+def test_waiting_for_headers_is_not_a_stall_of_the_body(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
+    late = Reply(headers={"X": lambda: str(time.sleep(2))}, chunk_size=1024, pause=0.5)
+    assert read(server.serve("a", BODY[:5120], late)) == BODY[:5120]
+    assert len(server.requests_for("a")) == 1
+
+
 def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
@@ -485,6 +492,7 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
     monkeypatch.setattr(exchange, "_JOIN_SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     assert "nothing received" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall")))
+    assert [thread.daemon for thread in live_threads()] == [True]  # the process can exit meanwhile
     resolved.set()
     for thread in live_threads():
         thread.join(10)
@@ -700,7 +708,7 @@ def test_receives_a_few_chunks_ahead(open_exchange: Callable[..., Exchange]) -> 
         time.sleep(0.01)
     time.sleep(0.3)
     assert opened._items.qsize() == 8
-    opened.head()
+    opened.response()
     assert b"".join(opened.chunks()) == BODY * 16
 
 
@@ -709,7 +717,7 @@ def test_wait_for_headers_times_out(open_exchange: Callable[..., Exchange], monk
     waits: list[float] = []
     opened = open_exchange(BODY, Reply(raw=b"", then="stall"), waits.append)
     with pytest.raises(SourceError, match="nothing received in 2 s"):
-        opened.head()
+        opened.response()
     assert waits == [0.5, 0.5, 0.5, 0.5]
 
 
@@ -722,5 +730,5 @@ def test_wait_counts_no_suspension(open_exchange: Callable[..., Exchange], monke
     clock = itertools.count(0, 100)
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        opened.head()
+        opened.response()
     assert waits == [0.5]

@@ -93,10 +93,10 @@ def fetch(
         _log.info("trying %s", candidate.address)
         min_rate = 0 if candidate is candidates[-1] else MIN_RATE
         try:
-            with Staging(folder, manifest, replace) as staging:
+            with Staging(folder) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, min_rate).files()
                 _warn(failures, files, manifest)
-                staging.publish([file.name for file in files])
+                staging.publish([file.name for file in files], manifest, replace)
                 return Result(candidate.address, folder, files)
         except SourceError as error:
             failures.append(f"{candidate.address}: {error}")

@@ -1,9 +1,11 @@
-"""Stage files in a temporary folder next to the target, then publish them with atomic renames."""
+"""Stage files in a hidden folder inside the target, then publish them with atomic renames.
+
+Inside the target, staged files are on the same file system and get the same group and access control list.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import filecmp
 import os
 import re
@@ -18,7 +20,7 @@ from .errors import FetchError
 from .manifest import MAX_BYTES, Manifest
 from .verify import inspect_file
 
-_SUFFIX = ".imagenet-aux"
+_PREFIX = ".imagenet-aux."
 _LOCK_NAME = "lock"
 _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
@@ -41,31 +43,25 @@ class StagingError(FetchError):
 
 
 class Staging:
-    """A context manager that creates a staging folder and removes it on exit.
+    """A context manager that creates a staging folder inside the target, and removes it on exit.
 
     It also removes the staging folders of killed processes: those of this host if their lock is free, and those of
     other hosts after a day, because some network file systems keep locks local to each host.
     """
 
-    def __init__(self, target: str, manifest: Manifest, replace: bool) -> None:
+    def __init__(self, target: str) -> None:
         with _wrap_os_errors(target):
-            self.target = os.path.realpath(target)  # a symbolic link may point to another file system
-            is_apart = _on_other_filesystem(self.target)
-        self._parent = self.target if is_apart else os.path.dirname(self.target)
-        self._prefix = os.path.basename(self.target)
-        self._lock_path = os.path.join(self._parent, f"{self._prefix}{_SUFFIX}.{_LOCK_NAME}")
-        self._manifest = manifest
-        self._replace = replace
-        self._created = _missing_folders(self._parent)
-        self._path = ""
+            self.target = os.path.realpath(target)
+        self._path = os.path.join(self.target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}")
+        self._lock_path = os.path.join(self.target, _PREFIX + _LOCK_NAME)
 
     def __enter__(self) -> Staging:
-        if os.path.lexists(self.target) and not os.access(os.path.join(self.target, ""), os.W_OK | os.X_OK):
-            raise StagingError(f"cannot write {self.target}: expected a writable folder")
-        name = f"{self._prefix}.{_HOST}.{os.urandom(4).hex()}{_SUFFIX}"
-        self._path = os.path.join(self._parent, name)
-        with contextlib.ExitStack() as stack, _wrap_os_errors(self._parent):
-            stack.callback(self._clean_up)
+        if os.path.exists(self.target) and not os.path.isdir(self.target):
+            raise StagingError(f"cannot write {self.target}: expected a folder, got a file")
+        with contextlib.ExitStack() as stack, _wrap_os_errors(self.target):
+            for folder in _new_folders(self.target):
+                stack.callback(_remove_if_empty, folder)
+            stack.callback(shutil.rmtree, self._path, ignore_errors=True)
             with _exclusive(self._lock_path) as has_locks:
                 self._remove_abandoned(has_locks)
                 os.mkdir(self._path, _MODE)
@@ -89,16 +85,25 @@ class Staging:
         with _wrap_os_errors(path), open(path, "wb") as file:
             yield file
 
-    def publish(self, names: Collection[str]) -> None:
-        """Rename each staged file into the target; on failure, restore the target's previous files."""
-        with _wrap_os_errors(self.target), _exclusive(self._lock_path):
-            self._require_replaceable(names)
-            self._swap([name for name in self._manifest.files if self._replace or name in names], names)
+    def publish(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
+        """Rename each staged file into the target; on failure, restore the target's previous files.
 
-    def _require_replaceable(self, names: Collection[str]) -> None:
+        If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
+        """
+        with _wrap_os_errors(self.target), _exclusive(self._lock_path):
+            self._require_replaceable(names, manifest, replace)
+            with contextlib.ExitStack() as rollback:
+                for name in manifest.files:
+                    if replace or name in names:
+                        rollback.callback(self._restore, name, name in names)
+                        self._keep_old(name)
+                        self._move(self.path(name) if name in names else None, name)
+                rollback.pop_all()
+
+    def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
         """Raise `StagingError` if the target contains files that must not be replaced."""
         foreign = []
-        for name in self._manifest.files:
+        for name in manifest.files:
             path = os.path.join(self.target, name)
             if not os.path.lexists(path):
                 continue
@@ -108,7 +113,7 @@ class Staging:
                 raise StagingError(f"cannot replace {path}: expected a regular file, got {kind}. Move it away")
             if sys.platform == "win32" and not mode & stat.S_IWRITE:
                 raise StagingError(f"cannot write {path}: Access is denied (the file is read-only)")
-            if not self._replace and not self._is_known(name, name in names):
+            if not replace and not self._is_known(name, name in names, manifest):
                 foreign.append(name)
         if foreign:
             raise StagingError(
@@ -116,7 +121,7 @@ class Staging:
                 "Choose another folder, move the files away, or pass --replace"
             )
 
-    def _is_known(self, name: str, is_staged: bool) -> bool:
+    def _is_known(self, name: str, is_staged: bool, manifest: Manifest) -> bool:
         """Return whether a file in the target matches its published digest or the staged file."""
         path = os.path.join(self.target, name)
         try:
@@ -124,34 +129,18 @@ class Staging:
                 return False
             if is_staged and filecmp.cmp(path, self.path(name), shallow=False):
                 return True
-            return inspect_file(path, self._manifest).verified
+            return inspect_file(path, manifest).verified
         except PermissionError:
             return False
 
-    def _swap(self, changed: list[str], names: Collection[str]) -> None:
-        """Replace or remove the changed files; roll back if any step fails."""
-        is_new = not os.path.isdir(self.target)
-        try:
-            os.makedirs(self.target, exist_ok=True)
-            for name in changed:
-                self._keep_old(name)
-                self._move(self.path(name) if name in names else None, name)
-        except BaseException:
-            for name in changed:
-                with contextlib.suppress(StagingError):
-                    self._restore(name, is_moved=name in names and not os.path.lexists(self.path(name)))
-            if is_new:
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.target)
-            raise
-
-    def _restore(self, name: str, is_moved: bool) -> None:
+    def _restore(self, name: str, is_staged: bool) -> None:
         """Move the old file back; if there was no old file, remove the new one."""
         old = self.path(name + _OLD_SUFFIX)
-        if os.path.lexists(old):
-            self._move(old, name)
-        elif is_moved:
-            self._move(None, name)
+        with contextlib.suppress(StagingError):
+            if os.path.lexists(old):
+                self._move(old, name)
+            elif is_staged and not os.path.lexists(self.path(name)):  # the new file was moved into the target
+                self._move(None, name)
 
     def _keep_old(self, name: str) -> None:
         """Back up the old file in the staging folder, by a hard link or, if links are not supported, by a rename."""
@@ -179,43 +168,32 @@ class Staging:
 
     def _remove_abandoned(self, has_locks: bool) -> None:
         """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
-        pattern = re.compile(rf"{re.escape(self._prefix)}\.(.*)\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
-        for name in os.listdir(self._parent):
-            path = os.path.join(self._parent, name)
+        pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
+        for name in os.listdir(self.target):
+            path = os.path.join(self.target, name)
             match = pattern.fullmatch(name)
             if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _clean_up(self) -> None:
-        """Remove the staging folder, and the empty parent folders that this object created."""
-        shutil.rmtree(self._path, ignore_errors=True)
-        for folder in self._created:
-            with contextlib.suppress(OSError):  # not empty: another process is using it
-                os.rmdir(folder)
 
+def _new_folders(target: str) -> list[str]:
+    """Return the folders to remove if nothing is published, parents first: those that do not exist yet.
 
-def _missing_folders(path: str) -> list[str]:
-    """Return *path* and its parents that do not exist, deepest first."""
-    folders = []
-    while not os.path.lexists(path):
-        folders.append(path)
-        path = os.path.dirname(path)
+    If the target contains only other calls' staging folders, one of them created it, so that is included too.
+    """
+    if os.path.isdir(target):
+        names = os.listdir(target)
+        return [target] if names and all(name.startswith(_PREFIX) for name in names) else []
+    folders: list[str] = []
+    while not os.path.lexists(target) and target != os.path.dirname(target):
+        folders.insert(0, target)
+        target = os.path.dirname(target)
     return folders
 
 
-def _on_other_filesystem(target: str) -> bool:
-    """Return whether the target is a mount point, or its parent is not writable: then stage inside the target."""
-    if not os.path.isdir(target):
-        return False
-    parent = os.path.dirname(target)
-    if os.path.ismount(target) or not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
-        return True
-    probe = os.urandom(8).hex()
-    try:  # between two mounts, rename fails with EXDEV before Linux checks that the file exists
-        os.rename(os.path.join(target, probe), os.path.join(parent, probe))
-    except OSError as error:
-        return error.errno == errno.EXDEV
-    return False
+def _remove_if_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):  # not empty: the files were published, or another process is using it
+        os.rmdir(folder)
 
 
 @contextlib.contextmanager
@@ -244,7 +222,8 @@ def _open_lock_file(path: str) -> IO[bytes]:
     except FileExistsError:
         return open(path, "r+b")
     if sys.platform != "win32":
-        os.fchmod(file.fileno(), 0o666)  # other users lock it too
+        with contextlib.suppress(OSError):  # some file systems have no permissions
+            os.fchmod(file.fileno(), 0o666)  # other users lock it too
     return file
 
 

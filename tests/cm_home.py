@@ -103,9 +103,10 @@ class CmHome:
         return sorted(cache.iterdir()) if cache.is_dir() else []
 
     def leftovers(self) -> list[str]:
-        """List the files in the cache entries, except data and files written by the engine."""
+        """List the files in the cache entries, except published ones and files written by the engine."""
         expected = ("data", "_cm.json", "cm-cached-state.json")
         found = [path for entry in self.cache_entries() for path in entry.iterdir() if path.name not in expected]
+        found += [path for entry in self.cache_entries() for path in entry.glob("data/.*")]
         return [str(path) for path in found if not path.name.startswith("tmp-") or "aux" in path.name]
 
 

@@ -62,9 +62,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def staging_folder(parent: Path) -> Path:
-    """Return the path of the one staging folder in a folder."""
-    (folder,) = parent.glob("*.imagenet-aux")
+def staging_folder(target: Path) -> Path:
+    """Return the path of the one staging folder in a target."""
+    (folder,) = target.glob(".imagenet-aux.*.*")
     return folder
 
 
@@ -92,10 +92,10 @@ def test_compares_the_content_of_files(
     data = write_files(work / "data", {"val.txt": sample_files["val.txt"][::-1]})
     publish = staging.Staging.publish
 
-    def publish_with_equal_times(self: staging.Staging, names: Collection[str]) -> None:
+    def publish_with_equal_times(self: staging.Staging, names: Collection[str], *args: Any) -> None:
         for path in (data / "val.txt", self.path("val.txt")):
             os.utime(path, (1, 1))
-        publish(self, names)
+        publish(self, names, *args)
 
     monkeypatch.setattr(staging.Staging, "publish", publish_with_equal_times)
     with pytest.raises(FetchError, match=r"contains other files named val\.txt\."):
@@ -363,7 +363,7 @@ def test_staging_is_private_and_files_follow_the_umask(work: Path, source: Path)
     modes = []
 
     def watch(stream: object) -> None:
-        modes.append(staging_folder(work).stat().st_mode)
+        modes.append(staging_folder(work / "data").stat().st_mode)
 
     before = os.umask(0o027)
     try:
@@ -381,7 +381,9 @@ def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypa
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(staging, "_lock", lock)
-    with pytest.raises(FetchError, match=f"cannot write {re.escape(str(work / 'new'))}: {os.strerror(errno.EIO)}"):
+    with pytest.raises(
+        FetchError, match=f"cannot write {re.escape(str(work / 'new' / 'data'))}: {os.strerror(errno.EIO)}"
+    ):
         fetch_into(work / "new" / "data", source)
     assert os.listdir(work) == []
 
@@ -423,30 +425,8 @@ def test_creates_the_target_of_a_dangling_link(work: Path, source: Path, sample_
     assert (work / "data").is_symlink()
 
 
-@pytest.mark.parametrize("sign", ["mount", "rename"])
-def test_stages_in_the_target_if_files_cannot_be_moved_into_it(
-    sign: str, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The target is a mount point, or renaming a file from it to its parent fails with EXDEV."""
-
-    def rename(source: str, target: str) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    places = []
-    if sign == "mount":
-        monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    else:
-        monkeypatch.setattr(os, "rename", rename)
-    (work / "data").mkdir()
-    fetch_into(work / "data", source, watch=lambda stream: places.append(staging_folder(work / "data")))
-    assert places
-    assert read_data(work) == sample_files
-
-
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
-def test_stages_in_the_target_if_its_parent_is_read_only(
-    work: Path, source: Path, sample_files: dict[str, bytes]
-) -> None:
+def test_writes_to_a_target_with_a_read_only_parent(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     (work / "data").mkdir()
     work.chmod(0o555)
     try:
@@ -465,8 +445,8 @@ def test_unwritable_target_fails_before_the_download(kind: str, work: Path, serv
     manifest = serve_mirrors(server, archive)
     result = run_command(work, "fetch", "--into", target, manifest=manifest, prefix=without_privileges())
     assert result.returncode == 1
-    reason = "Permission denied" if kind == "parent" else "expected a writable folder"
-    assert result.stderr.splitlines()[-1] == f"error: cannot write {work / 'data'}: {reason}"
+    reason = "expected a folder, got a file" if kind == "file" else "Permission denied"
+    assert result.stderr.splitlines()[-1] == f"error: cannot write {target}: {reason}"
     assert server.requests == []
 
 
@@ -485,13 +465,13 @@ def test_failing_write_ends_without_trying_other_mirrors(
     env = {**run_at_start(tmp_path / "limit", limit), "PYTHONDONTWRITEBYTECODE": "1", **NO_COVERAGE}
     result = run_command(work, "fetch", manifest=serve_mirrors(server, archive), **env)
     assert result.returncode == 1
-    assert re.search(r"^error: cannot write .*/data\..*: File too large$", result.stderr, re.MULTILINE)
+    assert re.search(r"^error: cannot write .*/data/.*: File too large$", result.stderr, re.MULTILINE)
     assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
     assert os.listdir(work) == []
 
 
 def test_full_disk_ends_without_trying_other_mirrors(small_disk: Path, server: Server, archive: bytes) -> None:
-    with pytest.raises(FetchError, match=r"cannot write .*/data\..*: No space left on device"):
+    with pytest.raises(FetchError, match=r"cannot write .*/data/.*: No space left on device"):
         fetch(into=str(small_disk / "data"), manifest=serve_mirrors(server, archive))
     assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
     assert os.listdir(small_disk) == []
@@ -500,16 +480,29 @@ def test_full_disk_ends_without_trying_other_mirrors(small_disk: Path, server: S
 def test_read_only_file_system_is_reported(small_disk: Path, source: Path) -> None:
     (small_disk / "data").mkdir()
     mount("-o", "remount,ro", small_disk)
-    for target, reason in (("data", "expected a writable folder"), ("new", "Read-only file system")):
-        with pytest.raises(FetchError, match=f"cannot write {re.escape(str(small_disk))}.*: {reason}"):
+    for target in ("data", "new"):
+        with pytest.raises(
+            FetchError, match=f"cannot write {re.escape(str(small_disk / target))}: Read-only file system"
+        ):
             fetch_into(small_disk / target, source)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 def test_folder_that_cannot_be_created_is_reported(source: Path) -> None:
-    for target, path in (("/proc/data", "/proc"), ("/proc/new/data", "/proc/new")):
-        with pytest.raises(FetchError, match=f"^cannot write {path}: No such file or directory$"):
+    for target in ("/proc/data", "/proc/new/data"):
+        with pytest.raises(FetchError, match=f"^cannot write {target}: No such file or directory$"):
             fetch_into(Path(target), source)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no group IDs")
+def test_files_inherit_the_group_of_the_target(work: Path, source: Path) -> None:
+    if not LINUX_ROOT:
+        pytest.skip("only root can choose any group")
+    (work / "data").mkdir()
+    os.chown(work / "data", 0, 1234)
+    (work / "data").chmod(0o2775)
+    fetch_into(work / "data", source)
+    assert {(work / "data" / name).stat().st_gid for name in NAMES} == {1234}
 
 
 # Leftovers of killed processes
@@ -519,7 +512,7 @@ HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 
 def make_leftover(parent: Path, host: str = HOST, age: float = 0, has_lock: bool = True) -> Path:
     """Make a staging folder like one that a killed process leaves behind."""
-    folder = write_files(parent / f"data.{host}.01234567.imagenet-aux", {"val.txt": b"part"})
+    folder = write_files(parent / "data" / f".imagenet-aux.{host}.01234567", {"val.txt": b"part"})
     if has_lock:
         (folder / "lock").touch()
     os.utime(folder, (time.time() - age,) * 2)
@@ -541,7 +534,7 @@ def make_leftover(parent: Path, host: str = HOST, age: float = 0, has_lock: bool
 def test_removes_leftovers(host: str, age: float, has_lock: bool, is_removed: bool, work: Path, source: Path) -> None:
     folder = make_leftover(work, host, age, has_lock)
     fetch_into(work / "data", source)
-    assert sorted(os.listdir(work)) == ["data"] + [folder.name] * (not is_removed)
+    assert sorted(os.listdir(work / "data")) == sorted([*NAMES, *[folder.name] * (not is_removed)])
 
 
 def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
@@ -550,10 +543,10 @@ def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sa
 
     def watch(stream: object) -> None:
         if not fetched:
-            folder = staging_folder(work)
+            folder = staging_folder(work / "data")
             os.utime(folder, (time.time() - 2 * DAY,) * 2)
             fetched.append(fetch_into(work / "data", source))
-            assert staging_folder(work) == folder
+            assert staging_folder(work / "data") == folder
 
     fetch_into(work / "data", source, watch=watch)
     assert read_data(work) == sample_files
@@ -563,7 +556,7 @@ def test_keeps_the_staging_folder_of_a_live_process(work: Path, source: Path, sa
 @pytest.mark.skipif(WINDOWS, reason="Windows supports locks on all file systems")
 @pytest.mark.parametrize("age", [0, DAY + 600], ids=["new", "old"])
 def test_removes_only_old_leftovers_without_locks(
-    age: float, work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    age: float, work: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
 
@@ -573,8 +566,7 @@ def test_removes_only_old_leftovers_without_locks(
     folder = make_leftover(work, age=age)
     monkeypatch.setattr(fcntl, "flock", flock)
     fetch_into(work / "data", source)
-    assert read_data(work) == sample_files
-    assert sorted(os.listdir(work)) == ["data"] + [folder.name] * (not age)
+    assert sorted(os.listdir(work / "data")) == sorted([*NAMES, *[folder.name] * (not age)])
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows supports locks on all file systems")
@@ -605,37 +597,65 @@ def wait_for_request(server: Server, process: subprocess.Popen[str]) -> None:
 
 
 def test_keeps_folders_with_similar_names(work: Path, source: Path) -> None:
-    names = ["data.mine.imagenet-aux", f"data2.{HOST}.01234567.imagenet-aux", f"data.{HOST}.01234567.imagenet-aux.old"]
+    names = [".imagenet-aux.mine", f"imagenet-aux.{HOST}.01234567", f".imagenet-aux.{HOST}.01234567.old"]
     for name in names:
-        write_files(work / name, {"lock": b"mine"})
+        write_files(work / "data" / name, {"lock": b"mine"})
     fetch_into(work / "data", source)
-    assert sorted(os.listdir(work)) == sorted(["data", *names])
+    assert sorted(os.listdir(work / "data")) == sorted([*NAMES, *names])
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 def test_does_not_follow_a_link_with_the_name_of_a_leftover(work: Path, source: Path) -> None:
     mine = write_files(work / "mine", {"lock": b"", "notes": b"mine"})
-    (work / f"data.{HOST}.01234567.imagenet-aux").symlink_to(mine)
+    (work / "data").mkdir()
+    (work / "data" / f".imagenet-aux.{HOST}.01234567").symlink_to(mine)
     fetch_into(work / "data", source)
     assert sorted(os.listdir(mine)) == ["lock", "notes"]
 
 
-def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path) -> None:
-    (work / "data.imagenet-aux.lock").touch()
+def touch_lock_file(work: Path) -> Path:
+    """Create the lock file of a target."""
+    (work / "data").mkdir()
+    path = work / "data" / ".imagenet-aux.lock"
+    path.touch()
+    return path
+
+
+def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
+    touch_lock_file(work)
     fetch_into(work / "data", source)
-    assert os.listdir(work) == ["data"]
+    assert read_data(work) == sample_files
+
+
+def test_failed_fetch_removes_a_target_with_leftovers_only(work: Path, tmp_path: Path) -> None:
+    """A killed process created the target."""
+    make_leftover(work)
+    (work / "data" / ".imagenet-aux.lock").touch()
+    (tmp_path / "bad").write_bytes(b"bad")
+    with pytest.raises(FetchError, match="not gzip"):
+        fetch_into(work / "data", tmp_path / "bad")
+    assert os.listdir(work) == []
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
-    call_before_moves(monkeypatch, lambda: modes.append((work / "data.imagenet-aux.lock").stat().st_mode))
+    call_before_moves(monkeypatch, lambda: modes.append((work / "data" / ".imagenet-aux.lock").stat().st_mode))
     before = os.umask(0o077)
     try:
         fetch_into(work / "data", source)
     finally:
         os.umask(before)
     assert {stat.S_IMODE(mode) for mode in modes} == {0o666}
+
+
+def test_lock_file_needs_no_permissions(
+    work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems let only the owner of the mount change permissions."""
+    monkeypatch.setattr(os, "fchmod", fail_always, raising=False)
+    fetch_into(work / "data", source)
+    assert read_data(work) == sample_files
 
 
 def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -646,24 +666,24 @@ def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monke
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return open(path, mode)
 
-    (work / "data.imagenet-aux.lock").touch()
+    touch_lock_file(work)
     monkeypatch.setattr(staging, "open", protected_open, raising=False)
     fetch_into(work / "data", source)
-    assert os.listdir(work) == ["data"]
+    assert sorted(os.listdir(work / "data")) == NAMES
 
 
 def test_uses_the_lock_file_of_another_user(work: Path, source: Path, sample_files: dict[str, bytes]) -> None:
     """In a sticky folder, the lock file cannot be removed."""
     if not LINUX_ROOT:
         pytest.skip("only root can create a file for another user")
-    work.chmod(0o1777)
-    lock = work / "data.imagenet-aux.lock"
-    lock.touch()
+    lock = touch_lock_file(work)
     lock.chmod(0o666)
-    os.chown(lock, 65534, 65534)
+    for path in (lock, lock.parent):
+        os.chown(path, 65534, 65534)
+    lock.parent.chmod(0o1777)
     result = run_command(work, "fetch", source, prefix=without_privileges())
     assert result.returncode == 0, result.stderr
-    assert read_data(work) == sample_files
+    assert read_data(work) == {**sample_files, lock.name: b""}
 
 
 # Readers and concurrent callers
@@ -709,9 +729,9 @@ def test_readers_always_find_every_file(
 ) -> None:
     data = write_files(work / "data", old_files)
     listings = []
-    call_before_moves(monkeypatch, lambda: listings.append(os.listdir(data)))
+    call_before_moves(monkeypatch, lambda: listings.append(set(os.listdir(data))))
     fetch_into(data, source, replace=True)
-    assert len(listings) == len(NAMES) and {len(listing) for listing in listings} == {len(NAMES)}
+    assert len(listings) == len(NAMES) and all(listing.issuperset(NAMES) for listing in listings)
 
 
 @pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to replace an open file")
@@ -787,8 +807,8 @@ def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, mo
         modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
         flock(file, operation)
 
+    touch_lock_file(work)
     make_leftover(work)
-    (work / "data.imagenet-aux.lock").touch()
     monkeypatch.setattr(fcntl, "flock", record_mode)
     fetch_into(work / "data", source)
     assert len(modes) == 4 and os.O_RDONLY not in modes
@@ -799,12 +819,12 @@ def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monke
     import fcntl
 
     monkeypatch.setattr(staging, "_LOCK_SECONDS", 0.2)
-    path = work / "data.imagenet-aux.lock"
+    path = touch_lock_file(work)
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(FetchError, match=f"^cannot lock {re.escape(str(path))}: another process has held the lock"):
             fetch_into(work / "data", source)
-    assert os.listdir(work) == [path.name]
+    assert os.listdir(work / "data") == [path.name]
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows cannot remove an open file")
@@ -825,9 +845,9 @@ def test_does_not_use_the_lock_of_a_removed_file(
             raise
 
     monkeypatch.setattr(staging, "_lock", report_wait)
-    path = work / "data.imagenet-aux.lock"
+    path = touch_lock_file(work)
     with contextlib.ExitStack() as second:
-        with path.open("xb") as first:
+        with path.open("r+b") as first:
             fcntl.flock(first, fcntl.LOCK_EX)
             caller = threading.Thread(target=fetch_into, args=(work / "data", source))
             caller.start()
@@ -861,7 +881,10 @@ def test_eight_concurrent_callers_succeed(
 def test_failing_callers_do_not_affect_others(
     good: int, tmp_path: Path, work: Path, source: Path, sample_files: dict[str, bytes]
 ) -> None:
-    """A failing caller removes the folders that it created, while other callers write there."""
+    """A failing caller removes the folders that it created, while other callers write there.
+
+    If all fail, the last one may find an empty target, and cannot know whether the user created it.
+    """
     (tmp_path / "bad").write_bytes(b"bad")
     for attempt in range(10):
         parent = work / str(attempt) / "new"
@@ -870,7 +893,7 @@ def test_failing_callers_do_not_affect_others(
         errors = [str(result) for result in results if isinstance(result, FetchError)]
         assert len(errors) == 8 - good and all("not gzip" in error for error in errors), results
         assert read_data(parent) == (sample_files if good else {})
-        assert not parent.exists() or os.listdir(parent) == ["data"] * (good > 0)
+        assert set(os.listdir(parent) if parent.exists() else []) <= {"data"}
 
 
 # The cache

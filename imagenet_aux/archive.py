@@ -41,16 +41,6 @@ _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _PAX_OVERRIDES = re.compile(rb"path|linkpath|size|charset|hdrcharset|GNU\.sparse\..*|SCHILY\.realsize")
 
 
-class ArchiveError(ContentError):
-    """The data is not a gzip-compressed tar, or is unsafe to unpack."""
-
-
-class TruncatedArchive(ArchiveError):
-    """The data ends before the end of the archive."""
-
-    may_be_incomplete = True
-
-
 class Member(NamedTuple):
     """A requested file in an archive."""
 
@@ -62,16 +52,18 @@ class Member(NamedTuple):
 def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
     """Yield the wanted files of a gzip-compressed tar; skip other regular files and folders.
 
-    Exhaust the iterator: only then are all checksums and trailers verified. Raise `ArchiveError` if the archive is
+    Exhaust the iterator: only then are all checksums and trailers verified. Raise `ContentError` if the archive is
     damaged or hostile.
     """
-    compressed = limit_size(_require_gzip(chunks), ArchiveError(f"larger than {MAX_BYTES >> 20} MiB"))
+    compressed = limit_size(_require_gzip(chunks), ContentError(f"larger than {MAX_BYTES >> 20} MiB"))
     gzip = _Gzip()
     with contextlib.closing(_decompress(compressed, gzip)) as decompressed:
-        tar = _TarReader(limit_size(decompressed, ArchiveError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
+        tar = _TarReader(limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(tar, wanted)
         if tar.is_at_end and gzip.has_trailing_bytes:
-            raise TruncatedArchive("truncated: expected an end-of-archive block in the tar, got trailing data")
+            raise ContentError(
+                "truncated: expected an end-of-archive block in the tar, got trailing data", may_be_incomplete=True
+            )
 
 
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member]:
@@ -83,7 +75,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member
             tar.skip_rest()
             return
         if entry > _MAX_ENTRIES:
-            raise ArchiveError(f"more than {_MAX_ENTRIES} entries")
+            raise ContentError(f"more than {_MAX_ENTRIES} entries")
         header = _parse_header(block)
         is_after_pax = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
         if is_after_pax:
@@ -93,7 +85,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member
         content = tar.chunks(header.size)
         if name in wanted:
             if name in seen:
-                raise ArchiveError(f"duplicate entry {name}")
+                raise ContentError(f"duplicate entry {name}")
             seen.add(name)
             yield Member(name, header.size, content)
         for _unread in content:
@@ -114,7 +106,7 @@ class _TarReader:
         """Yield the next *count* bytes as they arrive."""
         while count > 0:
             if not self._fill():
-                raise TruncatedArchive("truncated: the data ends in the middle of the tar")
+                raise ContentError("truncated: the data ends in the middle of the tar", may_be_incomplete=True)
             part = self._chunk[self._position : self._position + count]
             self._position += len(part)
             count -= len(part)
@@ -132,7 +124,7 @@ class _TarReader:
     def read_padded(self, count: int) -> bytes:
         """Return the next *count* bytes and skip the padding after them."""
         if count > _MAX_PAX_BYTES:
-            raise ArchiveError(f"pax header of {count} bytes: expected at most {_MAX_PAX_BYTES}")
+            raise ContentError(f"pax header of {count} bytes: expected at most {_MAX_PAX_BYTES}")
         content = self.read(count)
         self.read(-count % tarfile.BLOCKSIZE)
         return content
@@ -174,7 +166,7 @@ class _Gzip:
         try:
             output: bytes = self._decompressor.decompress(self._input, _CHUNK_BYTES)
         except zlib.error as error:  # type: ignore[misc]
-            raise ArchiveError(f"damaged: {error}") from None
+            raise ContentError(f"damaged: {error}") from None
         self._size += len(output)
         is_full = len(output) == _CHUNK_BYTES  # the decompressor may have more output buffered
         if self._decompressor.eof:
@@ -185,11 +177,11 @@ class _Gzip:
         return output
 
     def finish(self) -> None:
-        """Raise `ArchiveError` if the gzip file is incomplete or too small for a tar."""
+        """Raise `ContentError` if the gzip file is incomplete or too small for a tar."""
         if self._decompressor or self._input:
-            raise TruncatedArchive("truncated: the data ends before the gzip trailer")
+            raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
         if self._size < tarfile.BLOCKSIZE:
-            raise ArchiveError(f"not a tar: it unpacks to {self._size} bytes")
+            raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
 
     def _start_member(self) -> bool:
         """Start the next gzip member once its header is complete, since isal cannot parse a split header."""
@@ -199,11 +191,11 @@ class _Gzip:
                 self._input, self.has_trailing_bytes = b"", True
         if not _has_gzip_header(self._input):
             if len(self._input) > _MAX_GZIP_HEADER_BYTES:
-                raise ArchiveError(f"gzip header larger than {_MAX_GZIP_HEADER_BYTES >> 10} KiB")
+                raise ContentError(f"gzip header larger than {_MAX_GZIP_HEADER_BYTES >> 10} KiB")
             return False
         self._members += 1
         if self._members > _MAX_GZIP_MEMBERS:
-            raise ArchiveError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
+            raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
         self._decompressor = zlib.decompressobj(_GZIP)
         return True
 
@@ -240,7 +232,7 @@ def _has_gzip_header(data: bytes) -> bool:
 
 
 def _require_gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass chunks through; raise `ArchiveError` if they do not start like a gzip file."""
+    """Pass chunks through; raise `ContentError` if they do not start like a gzip file."""
     iterator = iter(chunks)
     start = b""
     for chunk in iterator:
@@ -248,9 +240,9 @@ def _require_gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if len(start) >= tarfile.BLOCKSIZE:
             break
     if not start:
-        raise ArchiveError("empty: expected a .tar.gz archive")
+        raise ContentError("empty: expected a .tar.gz archive")
     if not start.startswith(_GZIP_MAGIC):
-        raise ArchiveError(f"not gzip: expected a .tar.gz archive, got {_guess_format(start)}")
+        raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(start)}")
     yield start
     yield from iterator
 
@@ -268,9 +260,9 @@ def _parse_header(block: bytes) -> tarfile.TarInfo:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError) as error:
-        raise ArchiveError(f"not a tar, or damaged: {error}") from None
+        raise ContentError(f"not a tar, or damaged: {error}") from None
     if not 0 <= header.size <= MAX_BYTES:
-        raise ArchiveError(f"entry {_quote(header.name)}: expected 0 to {MAX_BYTES >> 20} MiB, got {header.size} bytes")
+        raise ContentError(f"entry {_quote(header.name)}: expected 0 to {MAX_BYTES >> 20} MiB, got {header.size} bytes")
     return header
 
 
@@ -280,12 +272,12 @@ def _check_pax(records: bytes) -> None:
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
         if not record or int(record[1]) <= len(record[0]):  # the length includes a final line feed
-            raise ArchiveError("invalid pax header")
+            raise ContentError("invalid pax header")
         if _PAX_OVERRIDES.fullmatch(record[2]):
-            raise ArchiveError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
+            raise ContentError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
         position += int(record[1])
     if position > len(records):
-        raise ArchiveError("invalid pax header")
+        raise ContentError("invalid pax header")
 
 
 def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
@@ -293,17 +285,17 @@ def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
     name = header.name
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or name[:1] in ("", "/"):
-        raise ArchiveError(f"unsafe entry name {_quote(name)}")
+        raise ContentError(f"unsafe entry name {_quote(name)}")
     if header.type == tarfile.DIRTYPE:
         folders, plain = parts, ""
     elif header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE and parts[-1] not in ("", "."):
         folders, plain = parts[:-1], parts[-1]
     else:
-        raise ArchiveError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
+        raise ContentError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
     if not set(folders).isdisjoint(wanted):
-        raise ArchiveError(f"folder {_quote(name)}: expected a regular file with this name")
+        raise ContentError(f"folder {_quote(name)}: expected a regular file with this name")
     if not plain and header.size:
-        raise ArchiveError(f"folder {_quote(name)}: expected no data, got {header.size} bytes")
+        raise ContentError(f"folder {_quote(name)}: expected no data, got {header.size} bytes")
     return plain
 
 

@@ -32,14 +32,6 @@ _DEBUG = "IMAGENET_AUX_DEBUG"
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
 
 
-class _Interrupted(BaseException):
-    """Raised to abort the fetch after a stop signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-
-
 class _Output(io.TextIOWrapper):
     """A wrapper for stdout or stderr that discards all output after a write error, so that Python exits cleanly."""
 
@@ -131,9 +123,9 @@ def _show(folder: str, manifest: Manifest) -> int:
         print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        interruption = _Interrupted(signal.SIGINT)
-        print(f"error: {interruption}", file=sys.stderr)
-        return interruption.exit_code
+        code, text = _interruption(signal.SIGINT)
+        print(f"error: {text}", file=sys.stderr)
+        return code
     print(_table(files, "published"), end="", flush=True)
     missing_names = missing(files, manifest)
     if missing_names:
@@ -143,9 +135,7 @@ def _show(folder: str, manifest: Manifest) -> int:
 
 def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     progress = Progress(sys.stderr)
-    handler = logging.StreamHandler(progress)
-    handler.setFormatter(_Formatter())
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.basicConfig(handlers=[progress], level=logging.INFO)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote server data of unlimited length
     code, report = _fetch_or_explain(args, manifest, progress)
     if not args.result:
@@ -168,17 +158,17 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
     def watch(stream: Stream) -> None:
         # Signals abort the fetch only here, never during cleanup or publishing.
         if received:
-            raise _Interrupted(received[0])
+            raise KeyboardInterrupt
         progress(stream)
 
     try:
         try:
-            folder = request["folder"] = os.path.abspath(args.into)
-            result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
+            result = fetch(args.source, args.into, args.checksum, args.replace, manifest=manifest, watch=watch)
         finally:
             progress.clear()
-    except _Interrupted as interruption:
-        return interruption.exit_code, {**request, "error": str(interruption)}
+    except KeyboardInterrupt:
+        code, text = _interruption(received[0] if received else signal.SIGINT)
+        return code, {**request, "error": text}
     except FetchError as error:
         return 1, {**request, "error": str(error)}
     except Exception as error:
@@ -186,17 +176,14 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
             progress.write(traceback.format_exc())
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         return 1, {**request, "error": str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))}
-    print(_table(result.files, "verified") + f"in {folder}", flush=True)
+    print(_table(result.files, "verified") + f"in {result.folder}", flush=True)
     names = [file.name for file in result.files]
-    return 0, {**request, "source": result.source, "verified": result.verified, "files": names}
+    return 0, {**request, "folder": result.folder, "source": result.source, "verified": result.verified, "files": names}
 
 
-class _Formatter(logging.Formatter):
-    """Prefix warnings with ``warning: ``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        return prefix + super().format(record)
+def _interruption(number: int) -> tuple[int, str]:
+    """Return the exit code and the error for a stop signal."""
+    return 128 + number, f"interrupted by {signal.Signals(number).name}"
 
 
 def _record_signals() -> list[int]:

@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import time
-from typing import Callable, Iterable, Iterator, NoReturn, TypeVar
+from typing import Callable, Generator, Iterable, NoReturn, TypeVar
 
 import requests
 import urllib3.exceptions
@@ -57,7 +57,7 @@ class Download(Stream):
         try:
             while True:
                 try:
-                    return consume(self)
+                    return super().deliver(consume)
                 except _RestartRequired as error:
                     _log.warning("%s: %s. Restarting the download", self.label, error)
                 except ContentError as error:
@@ -69,7 +69,7 @@ class Download(Stream):
         finally:
             self._close()
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Generator[bytes, None, None]:
         """Yield the file's chunks; resume after connection faults."""
         while True:
             try:

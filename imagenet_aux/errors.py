@@ -19,21 +19,11 @@ class SourceError(FetchError):
 
 
 class ContentError(SourceError):
-    """The received bytes are not the expected file.
+    """The received bytes are not the expected file."""
 
-    Attributes
-    ----------
-    may_be_incomplete : bool
-        Whether a truncated transfer could have caused the error.
-    """
-
-    may_be_incomplete = False
-
-
-class VerificationError(ContentError):
-    """A digest does not match."""
-
-    may_be_incomplete = True
+    def __init__(self, text: str, may_be_incomplete: bool = False) -> None:
+        super().__init__(text)
+        self.may_be_incomplete = may_be_incomplete  # whether a truncated transfer could have caused the error
 
 
 def printable(text: str) -> str:
@@ -48,5 +38,5 @@ def shorten(value: object) -> str:
 
 
 def redact(text: str) -> str:
-    """Remove user names and passwords from any URLs in the text."""
-    return re.sub(r"//[^/?#\s]*@", "//", text)
+    """Remove user names and passwords from any URLs in the text, even if the password should have been encoded."""
+    return re.sub(r"(?<!\w)//([^/?#\s]*|[^/?#\s@]*:(?!\d*[/?#])\S*)@", "//", text)

@@ -8,7 +8,7 @@ import os
 from typing import Any, Iterable, Iterator, NamedTuple
 
 from . import archive, sources, transfer
-from .errors import FetchError, SourceError, VerificationError
+from .errors import ContentError, FetchError, SourceError
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest
 from .sources import Source
 from .staging import Staging
@@ -21,21 +21,11 @@ MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another o
 
 
 class Result(NamedTuple):
-    """The result of a successful fetch.
+    """The result of a successful fetch."""
 
-    Attributes
-    ----------
-    source : str
-        The URL or path that the files came from, without credentials.
-    folder : str
-        The absolute path of the target folder.
-    files : list of File
-        The files that were written, in manifest order.
-    """
-
-    source: str
-    folder: str
-    files: list[File]
+    source: str  # the URL or path that the files came from, without credentials
+    folder: str  # the absolute path of the target folder
+    files: list[File]  # the files that were written, in manifest order
 
     @property
     def verified(self) -> bool:
@@ -86,8 +76,36 @@ def fetch(
     FetchError
         If every source fails, or the files cannot be written.
     """
-    folder = os.path.abspath(into)
-    candidates = sources.resolve(os.fspath(source), checksum, manifest)
+    if not os.fspath(into):
+        raise FetchError("target: expected a folder, got an empty path")
+    folder = os.path.abspath(os.path.expanduser(into))
+    candidates = sources.resolve(os.fspath(source or ""), checksum or "", manifest)
+    try:
+        return _fetch_first(candidates, folder, replace, manifest, _aborting(watch))
+    except _Abort as abort:
+        raise abort.error from None
+
+
+class _Abort(BaseException):
+    """Carries an exception of *watch* past the handlers for errors of sources and files."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _aborting(watch: Watch) -> Watch:
+    def call(stream: Stream) -> None:
+        try:
+            watch(stream)
+        except Exception as error:
+            raise _Abort(error) from None
+
+    return call
+
+
+def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
+    """Return the result of the first source that works."""
     failures: list[str] = []
     for candidate in candidates:
         _log.info("trying %s", candidate.address)
@@ -154,13 +172,14 @@ class _Fetch(NamedTuple):
         if hasher and hasher.hexdigest() == digest:
             return [file._replace(verified=True) for file in files]
         if hasher and self.source.require_match:
-            raise VerificationError(
+            raise ContentError(
                 f"{digest_name(digest)} mismatch: expected {digest}, got {hasher.hexdigest()}. "
-                "Check the value, or download the archive again"
+                "Check the value, or download the archive again",
+                may_be_incomplete=True,
             )
         differing = [file.name for file in files if not file.verified]
         if differing and self.source.builtin:
-            raise VerificationError(f"differs from the published files: {', '.join(differing)}")
+            raise ContentError(f"differs from the published files: {', '.join(differing)}", may_be_incomplete=True)
         return files
 
     def _receive(self, name: str, stream: Stream, chunks: Iterable[bytes], left: int) -> File:
@@ -181,7 +200,7 @@ class _Fetch(NamedTuple):
         # A git blob id starts with the size; if it is unknown, hash the file after writing it.
         result = inspector.result() if size is not None else inspect_file(self.staging.path(name), self.manifest)
         if self.source.builtin and not self.source.digest and not result.verified:
-            raise VerificationError(f"{name} differs from the published file")
+            raise ContentError(f"{name} differs from the published file", may_be_incomplete=True)
         return result
 
     def _require_complete(self, files: list[File]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TextIO
@@ -15,10 +16,11 @@ _MAX_CELLS = 40
 _MIN_CELLS = 8
 
 
-class Progress:
-    """A callable that reports the progress of a stream, and a text stream for log messages."""
+class Progress(logging.Handler):
+    """A callable that reports the progress of a stream, and a handler for log messages."""
 
     def __init__(self, out: TextIO) -> None:
+        super().__init__()
         self._out = out
         self._interval = _BAR_SECONDS if out.isatty() else _LINE_SECONDS
         self._stream: Stream | None = None
@@ -46,8 +48,10 @@ class Progress:
         self.clear()
         self._put(printable(text))
 
-    def flush(self) -> None:
-        """Do nothing, since `write` flushes. `logging.StreamHandler` requires this method."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a log message."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self.write(f"{prefix}{record.getMessage()}\n")
 
     def clear(self) -> None:
         """Erase the bar, if one is shown."""

@@ -38,10 +38,6 @@ _MODE = 0o777 if sys.platform == "win32" else 0o700
 T = TypeVar("T")
 
 
-class StagingError(FetchError):
-    """The files cannot be written."""
-
-
 class Staging:
     """A context manager that creates a staging folder inside the target, and removes it on exit.
 
@@ -57,7 +53,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         if os.path.exists(self.target) and not os.path.isdir(self.target):
-            raise StagingError(f"cannot write {self.target}: expected a folder, got a file")
+            raise FetchError(f"cannot write {self.target}: expected a folder, got a file")
         with contextlib.ExitStack() as stack, _wrap_os_errors(self.target):
             for folder in _new_folders(self.target):
                 stack.callback(_remove_if_empty, folder)
@@ -80,7 +76,7 @@ class Staging:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a staged file for writing; raise `StagingError` if it cannot be written."""
+        """Open a staged file for writing; raise `FetchError` if it cannot be written."""
         path = self.path(name)
         with _wrap_os_errors(path), open(path, "wb") as file:
             yield file
@@ -101,7 +97,7 @@ class Staging:
                 rollback.pop_all()
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
-        """Raise `StagingError` if the target contains files that must not be replaced."""
+        """Raise `FetchError` if the target contains files that must not be replaced."""
         foreign = []
         for name in manifest.files:
             path = os.path.join(self.target, name)
@@ -110,13 +106,13 @@ class Staging:
             mode = os.lstat(path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
                 kind = "a folder" if stat.S_ISDIR(mode) else "a device"
-                raise StagingError(f"cannot replace {path}: expected a regular file, got {kind}. Move it away")
+                raise FetchError(f"cannot replace {path}: expected a regular file, got {kind}. Move it away")
             if sys.platform == "win32" and not mode & stat.S_IWRITE:
-                raise StagingError(f"cannot write {path}: Access is denied (the file is read-only)")
+                raise FetchError(f"cannot write {path}: Access is denied (the file is read-only)")
             if not replace and not self._is_known(name, name in names, manifest):
                 foreign.append(name)
         if foreign:
-            raise StagingError(
+            raise FetchError(
                 f"{self.target} contains other files named {', '.join(foreign)}. "
                 "Choose another folder, move the files away, or pass --replace"
             )
@@ -136,7 +132,7 @@ class Staging:
     def _restore(self, name: str, is_staged: bool) -> None:
         """Move the old file back; if there was no old file, remove the new one."""
         old = self.path(name + _OLD_SUFFIX)
-        with contextlib.suppress(StagingError):
+        with contextlib.suppress(FetchError):
             if os.path.lexists(old):
                 self._move(old, name)
             elif is_staged and not os.path.lexists(self.path(name)):  # the new file was moved into the target
@@ -233,7 +229,7 @@ def _wait_for_lock(file: IO[bytes]) -> bool:
         _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS)
     except BlockingIOError:
         text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s"
-        raise StagingError(text) from None
+        raise FetchError(text) from None
     except OSError:
         return False
     return True
@@ -289,8 +285,8 @@ def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: 
 
 @contextlib.contextmanager
 def _wrap_os_errors(path: str) -> Iterator[None]:
-    """Convert an OSError to a `StagingError` that names the path."""
+    """Convert an OSError to a `FetchError` that names the path."""
     try:
         yield
     except OSError as error:
-        raise StagingError(f"cannot write {path}: {error.strerror or error}") from error
+        raise FetchError(f"cannot write {path}: {error.strerror or error}") from error

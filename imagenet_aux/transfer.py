@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
 from .errors import ContentError, FetchError, SourceError
 from .manifest import MAX_BYTES
@@ -18,31 +19,20 @@ T = TypeVar("T")
 
 
 class Stream:
-    """The contents of one URL or local file, as an iterable of chunks.
-
-    Attributes
-    ----------
-    label : str
-        The host name, or the file's base name.
-    received : int
-        Number of bytes received so far.
-    size : int or None
-        Total size in bytes; None if unknown.
-    waited : float
-        Seconds spent waiting for the host.
-    """
+    """The contents of one URL or local file, as an iterable of chunks."""
 
     def __init__(self, label: str) -> None:
-        self.label = label
-        self.received = 0
-        self.size: int | None = None
-        self.waited = 0.0
+        self.label = label  # the host name, or the file's base name
+        self.received = 0  # bytes
+        self.size: int | None = None  # in bytes; None if unknown
+        self.waited = 0.0  # seconds spent waiting for the host
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``. A subclass may retry: it then calls *consume* again, from the first byte."""
-        return consume(self)
+        with contextlib.closing(iter(self)) as chunks:  # do not wait for garbage collection to close the file
+            return consume(chunks)
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Generator[bytes, None, None]:
         raise NotImplementedError
 
 
@@ -57,7 +47,7 @@ class LocalFile(Stream):
         self._path = path
         self._watch = watch
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Generator[bytes, None, None]:
         try:
             if not stat.S_ISREG(os.stat(self._path).st_mode):  # opening a FIFO would block
                 raise SourceError("not a regular file: expected an archive, or one of the dataset's files")

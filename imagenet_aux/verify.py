@@ -16,24 +16,12 @@ _ALGORITHMS = {32: "MD5", 40: "SHA-1", 64: "SHA-256"}
 
 
 class File(NamedTuple):
-    """One of the dataset's files.
+    """One of the dataset's files."""
 
-    Attributes
-    ----------
-    name : str
-        One of the manifest's file names.
-    size : int
-        Size in bytes.
-    lines : int or None
-        Number of line feeds; None if the file is not text.
-    verified : bool
-        Whether the file matches its published digest.
-    """
-
-    name: str
-    size: int
-    lines: int | None
-    verified: bool
+    name: str  # one of the manifest's file names
+    size: int  # in bytes
+    lines: int | None  # number of line feeds; None if the file is not text
+    verified: bool  # whether the file matches its published digest
 
 
 class FileInspector:
@@ -97,9 +85,10 @@ def inspect_folder(folder: str | os.PathLike[str], manifest: Manifest = MANIFEST
     Raises
     ------
     OSError
-        If a file cannot be read.
+        If the folder or a file cannot be read.
     """
-    paths = [os.path.join(folder, name) for name in manifest.files]
+    present = os.listdir(folder)
+    paths = [os.path.join(folder, name) for name in manifest.files if name in present]
     return [inspect_file(path, manifest) for path in paths if _is_regular_file(path)]
 
 

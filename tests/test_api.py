@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_archive
@@ -104,13 +105,43 @@ def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:
     assert reasons == [f"{broken.mirrors[0].address}: the server responded 404 Not Found"] * 2
 
 
-def test_exception_in_watch_aborts_the_fetch(source: Path, tmp_path: Path) -> None:
-    def watch(stream: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, BrokenPipeError, ValueError, imagenet_aux.FetchError])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_exception_in_watch_aborts_the_fetch(
+    kind: type[BaseException], is_local: bool, source: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The exception is not taken for an error of the file, the connection or the mirror."""
+    error = kind("mine")
 
-    with pytest.raises(KeyboardInterrupt):
-        imagenet_aux.fetch(source, tmp_path / "data", watch=watch)
-    assert os.listdir(tmp_path) == ["source"]
+    def watch(stream: object) -> None:
+        raise error
+
+    with pytest.raises(kind) as caught:
+        imagenet_aux.fetch(source if is_local else "", tmp_path / "data", manifest=manifest, watch=watch)
+    assert caught.value is error
+    assert not (tmp_path / "data").exists()
+
+
+def test_empty_source_and_checksum_can_be_none(manifest: Manifest, tmp_path: Path) -> None:
+    none: Any = None
+    assert imagenet_aux.fetch(none, tmp_path / "data", none, manifest=manifest).verified
+
+
+def test_target_cannot_be_empty(source: Path) -> None:
+    with pytest.raises(imagenet_aux.FetchError, match=r"^target: expected a folder, got an empty path$"):
+        imagenet_aux.fetch(source, "")
+
+
+def test_target_can_be_in_the_home_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert imagenet_aux.fetch(source, os.path.join("~", "data")).folder == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["missing", "source/val.txt"])
+def test_inspect_folder_requires_a_folder(name: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        imagenet_aux.inspect_folder(tmp_path / name)
 
 
 def test_fetch_prints_nothing(source: Path, tmp_path: Path) -> None:

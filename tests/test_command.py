@@ -146,7 +146,7 @@ def test_result_file_of_a_failed_fetch(work: Path) -> None:
         os.listdir(work / "nowhere")
     assert read_result(work / "result.json") == {
         "requested": "nowhere",
-        "folder": str(work / "data"),
+        "folder": "data",
         "error": f"{work / 'nowhere'} cannot be read: {missing.value.strerror}",
     }
 
@@ -336,6 +336,8 @@ def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Se
         "ftp://me:secret@host/a",
         " http://me:secret@host/a",
         "file://me:secret@host/a",
+        "http://me:x#secret@host/a",
+        "http://me:x/secret@host/a",
     ],
 )
 def test_password_in_an_invalid_url_is_not_shown(url: str, work: Path) -> None:

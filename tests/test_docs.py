@@ -39,7 +39,7 @@ FOREIGN_MESSAGES = [
     "Portable CM script failed",
 ]
 # Names of the functions and exceptions that report messages.
-REPORTERS = re.compile(r"(\w+Error|_ConnectionFault|TruncatedArchive|_restart|_error|warning)")
+REPORTERS = re.compile(r"(\w+Error|ConnectionFault|Unreachable|_restart|_error|warning)")
 NOT_SHOWN = ["the download was stopped"]  # raised in a thread whose result is discarded
 
 

@@ -266,14 +266,11 @@ def test_retries_a_refusing_proxy_after_the_first_response(
 def test_restarts_after_an_error_that_truncation_can_cause(
     is_incomplete: bool, has_length: bool, server: Server, pauses: list[float]
 ) -> None:
-    class Incomplete(ContentError):
-        may_be_incomplete = is_incomplete
-
     received = []
 
     def consume(chunks: Iterable[bytes]) -> None:
         received.append(b"".join(chunks))
-        raise Incomplete("not complete")
+        raise ContentError("not complete", is_incomplete)
 
     url = server.serve("a", BODY, Reply(length=has_length))
     with pytest.raises(ContentError if has_length or not is_incomplete else SourceError, match="not complete"):

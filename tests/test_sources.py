@@ -63,7 +63,7 @@ def test_resolves_a_file_url(prefix: str, archive_path: Path) -> None:
     assert resolve_one(url) == path_source(archive_path)
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@host/a.tar.gz", "HTTPS://me@host/a.tar.gz?x=1"])
+@pytest.mark.parametrize("url", ["http://me:secret@host/a//b@c.tar.gz", "HTTPS://me@host/a.tar.gz?x=1"])
 def test_hides_the_password_of_a_url(url: str) -> None:
     source = resolve_one(url)
     assert "me" not in source.address and source.address.endswith(url.partition("@")[2])

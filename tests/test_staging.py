@@ -505,6 +505,12 @@ def test_files_inherit_the_group_of_the_target(work: Path, source: Path) -> None
     assert {(work / "data" / name).stat().st_gid for name in NAMES} == {1234}
 
 
+@pytest.mark.skipif(not WINDOWS, reason="only Windows has drives")
+def test_missing_drive_is_reported(source: Path) -> None:
+    with pytest.raises(FetchError, match=r"^cannot write Q:"):
+        fetch_into(Path("Q:/new/data"), source)
+
+
 # Leftovers of killed processes
 
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]

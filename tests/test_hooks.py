@@ -52,6 +52,21 @@ def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
+@pytest.mark.parametrize(
+    "names", [("WGET_URL", "DOWNLOAD_LOCAL_FILE_PATH"), ("DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")]
+)
+def test_first_of_two_env_keys_selects_the_source(names: tuple[str, str], home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    env = home.export_keys(f"--const.CM_{names[0]}=a.tar.gz", f"--const.CM_{names[1]}=missing")
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+def test_file_url_may_have_one_slash(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    env = home.export_keys(f"--url={path.as_uri().replace('file:///', 'FILE:/')}")
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
 @pytest.mark.parametrize("name", ["plain", "with space", "a=b", "données"])
 @pytest.mark.parametrize("kind", ["archive", "folder", "file URL", "relative path", "home folder"])
 def test_reads_a_local_source(
@@ -95,6 +110,12 @@ def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> No
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
+def test_adr_sets_the_checksum(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = run_parent(home, f"--adr.imagenet-aux.url={path}", f"--adr.imagenet-aux.checksum={'0' * 32}")
+    assert result.returncode != 0 and f"expected {'0' * 32}" in result.stderr
+
+
 @pytest.mark.parametrize("url", [None, ""])
 def test_no_url_means_the_variations_mirror(url: str | None, home: CmHome) -> None:
     result = home.run_api(tags=f"{TAGS},_from.berkeleyvision", url=url, checksum="0" * 32, **offline())
@@ -127,6 +148,13 @@ def test_extract_path_receives_the_files(home: CmHome, archive: bytes, sample_fi
     assert read_folder(home.path / "mine") == sample_files
 
 
+@pytest.mark.parametrize("place", ["env", "const"])
+def test_parents_extract_path_is_ignored(place: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = run_parent(home, f"--{place}.CM_EXTRACT_PATH=other", f"--adr.imagenet-aux.url={path}")
+    assert result.returncode == 0 and not (home.path / "other").exists(), result.stderr
+
+
 def test_extract_path_keeps_the_users_own_files(home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     write(home.path / "mine" / "val.txt", b"my own\n")
@@ -146,6 +174,11 @@ def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> No
     assert note == "note: _skip_ssl_verification has no effect: certificates and digests are always verified."
 
 
+def test_other_calls_print_no_note(home: CmHome, archive: bytes) -> None:
+    write(home.path / "a.tar.gz", archive)
+    assert "note: " not in home.run_script("--url=a.tar.gz").stderr
+
+
 # Inputs that are refused
 
 SHELL_TEXT = [
@@ -153,6 +186,8 @@ SHELL_TEXT = [
     "$(touch pwned)",
     "`touch pwned`",
     "a\ntouch pwned\n",
+    "a\x7fb",
+    "a\udcffb",  # cannot be encoded
     "${HOME}",
     "file:///%24%28touch%20pwned%29",
     "FILE:/%60touch%20pwned%60",
@@ -208,6 +243,11 @@ def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
 def test_refuses_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: value})
     assert result["error"] == f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE."
+
+
+def test_refuses_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": True})
+    assert result["error"] == "EXTRACT_PATH: expected a string, got True. Pass --EXTRACT_PATH=VALUE."
 
 
 @pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])

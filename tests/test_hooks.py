@@ -42,8 +42,8 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_env_keys_of_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
-    assert home.export_keys(f"{option}.{name}=a.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
+    path = write(home.path / "a=b.tar.gz", archive)
+    assert home.export_keys(f"{option}.{name}=a=b.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
 def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:

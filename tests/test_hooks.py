@@ -122,6 +122,16 @@ def test_no_url_means_the_variations_mirror(url: str | None, home: CmHome) -> No
     assert result["error"].index("berkeleyvision") < result["error"].index("dropbox")
 
 
+def test_default_variation_selects_the_first_mirror(home: CmHome) -> None:
+    meta = json.loads((home.script / "_cm.json").read_text())
+    del meta["variations"]["from.dropbox"]["default"]
+    meta["variations"]["from.go"]["default"] = True
+    write(home.script / "_cm.json", json.dumps(meta).encode())
+    home.run_command("cm", "reindex", "repo", check=True)
+    error = home.run_api(tags=TAGS, **offline())["error"]
+    assert error.index("armi.in") < min(error.index("dropbox"), error.index("berkeleyvision"))
+
+
 def test_inherited_url_does_not_change_the_mirror(home: CmHome) -> None:
     deps = [{"tags": f"{TAGS},_from.berkeleyvision"}]
     result = run_parent(home, "--const.CM_WGET_URL=http://127.0.0.1:9/model", deps=deps, **OFFLINE_META)

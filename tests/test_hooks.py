@@ -225,6 +225,12 @@ def test_no_shell_sees_unused_inputs(place: str, name: str, home: CmHome, archiv
     assert not list(home.path.rglob("pwned"))
 
 
+def test_no_shell_sees_the_extract_path(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = home.run_api(tags=TAGS, url=str(path), env={"CM_EXTRACT_PATH": "$(touch pwned)/../mine"})
+    assert result["return"] == 0 and not list(home.path.rglob("pwned"))
+
+
 @pytest.mark.parametrize("place", ["env", "const"])
 def test_refuses_shell_text_in_the_checksums_key(place: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)

@@ -110,6 +110,13 @@ def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> No
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
+def test_adrs_url_overrides_its_env_keys(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    options = (f"--adr.imagenet-aux.url={path}", "--adr.imagenet-aux.env.CM_PACKAGE_URL=/missing")
+    result = run_parent(home, *options)
+    assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
+
+
 def test_adr_sets_the_checksum(home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--adr.imagenet-aux.url={path}", f"--adr.imagenet-aux.checksum={'0' * 32}")

@@ -101,9 +101,9 @@ def _read_inputs(i, folder):
     """Return the values to pass to the native script; raise ValueError if an input is invalid."""
     env, call = i["env"], i.get("input") or {}
     own = _own_keys(call)
-    current = _value(env, "TMP_CURRENT_PATH") or os.getcwd()
+    current = _value(env, "TMP_CURRENT_PATH")
     url = _first(call.get("url"), *(_value(own, key) for key in _SOURCES), _variation_url(i))
-    checksum = _first(call.get("checksum"), _value(env, _CHECKSUM))
+    checksum = _value(env, _CHECKSUM)  # input_mapping has put the input there
     extract_path = _value(own, _EXTRACT_PATH)
     for name, value in (("url", url), ("checksum", checksum), (_EXTRACT_PATH, extract_path)):
         if not isinstance(value, str):

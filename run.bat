@@ -3,7 +3,6 @@ rem Run the fetcher, either with the inputs that customize.py puts in the enviro
 setlocal DisableDelayedExpansion
 set "main=%~dp0imagenet_aux\__main__.py"
 if not defined CM_IMAGENET_AUX_PYTHON set "CM_IMAGENET_AUX_PYTHON=python"
-if defined CM_IMAGENET_AUX_RESULT goto inputs
 if "%~1"=="" goto inputs
 "%CM_IMAGENET_AUX_PYTHON%" "%main%" fetch %*
 exit /b %ERRORLEVEL%

@@ -214,6 +214,16 @@ def test_keeps_the_users_own_files(arguments: tuple[str, ...], home: CmHome, arc
     assert read_folder(own.parent) == {"val.txt": b"my own\n"}
 
 
+@pytest.mark.parametrize("meta", ["{}", "[]", "not JSON", '{"tags": ["script-artifact-0123456789abcdef"]}'])
+def test_keeps_the_users_own_files_beside_other_metadata(meta: str, home: CmHome, archive: bytes) -> None:
+    write(home.path / "a.tar.gz", archive)
+    write(home.path / "mine" / "_cm.json", meta.encode())
+    own = write(home.path / "mine" / "data" / "val.txt", b"my own\n")
+    result = home.run_script("--url=a.tar.gz", "--outdirname=mine")
+    assert result.returncode != 0 and "contains other files named" in result.stderr
+    assert own.read_bytes() == b"my own\n"
+
+
 # Checksums and digests
 
 

@@ -42,13 +42,28 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_env_keys_of_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
-    assert home.export_keys(f"{option}.{name}=a.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
+    path = write(home.path / "a=b.tar.gz", archive)
+    assert home.export_keys(f"{option}.{name}=a=b.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
 def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     env = home.export_keys("--url=a.tar.gz", "--const.CM_PACKAGE_URL=missing", "--env.CM_WGET_URL=missing")
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+@pytest.mark.parametrize(
+    "names", [("WGET_URL", "DOWNLOAD_LOCAL_FILE_PATH"), ("DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")]
+)
+def test_first_of_two_env_keys_selects_the_source(names: tuple[str, str], home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    env = home.export_keys(f"--const.CM_{names[0]}=a.tar.gz", f"--const.CM_{names[1]}=missing")
+    assert env["CM_DATASET_AUX_SOURCE"] == str(path)
+
+
+def test_file_url_may_have_one_slash(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    env = home.export_keys(f"--url={path.as_uri().replace('file:///', 'FILE:/')}")
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
@@ -95,10 +110,33 @@ def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> No
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
+def test_adrs_url_overrides_its_env_keys(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    options = (f"--adr.imagenet-aux.url={path}", "--adr.imagenet-aux.env.CM_PACKAGE_URL=/missing")
+    result = run_parent(home, *options)
+    assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
+
+
+def test_adr_sets_the_checksum(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = run_parent(home, f"--adr.imagenet-aux.url={path}", f"--adr.imagenet-aux.checksum={'0' * 32}")
+    assert result.returncode != 0 and f"expected {'0' * 32}" in result.stderr
+
+
 @pytest.mark.parametrize("url", [None, ""])
 def test_no_url_means_the_variations_mirror(url: str | None, home: CmHome) -> None:
     result = home.run_api(tags=f"{TAGS},_from.berkeleyvision", url=url, checksum="0" * 32, **offline())
     assert result["error"].index("berkeleyvision") < result["error"].index("dropbox")
+
+
+def test_default_variation_selects_the_first_mirror(home: CmHome) -> None:
+    meta = json.loads((home.script / "_cm.json").read_text())
+    del meta["variations"]["from.dropbox"]["default"]
+    meta["variations"]["from.go"]["default"] = True
+    write(home.script / "_cm.json", json.dumps(meta).encode())
+    home.run_command("cm", "reindex", "repo", check=True)
+    error = home.run_api(tags=TAGS, **offline())["error"]
+    assert error.index("armi.in") < min(error.index("dropbox"), error.index("berkeleyvision"))
 
 
 def test_inherited_url_does_not_change_the_mirror(home: CmHome) -> None:
@@ -127,6 +165,13 @@ def test_extract_path_receives_the_files(home: CmHome, archive: bytes, sample_fi
     assert read_folder(home.path / "mine") == sample_files
 
 
+@pytest.mark.parametrize("place", ["env", "const"])
+def test_parents_extract_path_is_ignored(place: str, home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = run_parent(home, f"--{place}.CM_EXTRACT_PATH=other", f"--adr.imagenet-aux.url={path}")
+    assert result.returncode == 0 and not (home.path / "other").exists(), result.stderr
+
+
 def test_extract_path_keeps_the_users_own_files(home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     write(home.path / "mine" / "val.txt", b"my own\n")
@@ -146,6 +191,11 @@ def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> No
     assert note == "note: _skip_ssl_verification has no effect: certificates and digests are always verified."
 
 
+def test_other_calls_print_no_note(home: CmHome, archive: bytes) -> None:
+    write(home.path / "a.tar.gz", archive)
+    assert "note: " not in home.run_script("--url=a.tar.gz").stderr
+
+
 # Inputs that are refused
 
 SHELL_TEXT = [
@@ -153,6 +203,8 @@ SHELL_TEXT = [
     "$(touch pwned)",
     "`touch pwned`",
     "a\ntouch pwned\n",
+    "a\x7fb",
+    "a\udcffb",  # cannot be encoded
     "${HOME}",
     "file:///%24%28touch%20pwned%29",
     "FILE:/%60touch%20pwned%60",
@@ -178,6 +230,12 @@ def test_no_shell_sees_unused_inputs(place: str, name: str, home: CmHome, archiv
     result = home.run_api(tags=TAGS, url=str(path), **{place: {name: "$(touch pwned)"}})
     assert result["return"] == 0 and result["new_env"]["CM_DATASET_AUX_SOURCE"] == str(path)
     assert not list(home.path.rglob("pwned"))
+
+
+def test_no_shell_sees_the_extract_path(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    result = home.run_api(tags=TAGS, url=str(path), env={"CM_EXTRACT_PATH": "$(touch pwned)/../mine"})
+    assert result["return"] == 0 and not list(home.path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
@@ -208,6 +266,11 @@ def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
 def test_refuses_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: value})
     assert result["error"] == f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE."
+
+
+def test_refuses_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": True})
+    assert result["error"] == "EXTRACT_PATH: expected a string, got True. Pass --EXTRACT_PATH=VALUE."
 
 
 @pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])

@@ -227,16 +227,32 @@ def test_runs_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_takes_the_source_from_cm_wget_url(source: str, cmd: Cmd, folder: Path, tmp_path: Path) -> None:
     script = make_script(tmp_path / "script")
-    env = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python()), "CM_WGET_URL": source}
-    cmd.call(folder, script / "run.bat", **env)
-    assert cmd.arguments(folder, script)[-1] == source
+    env = {"CM_WGET_URL": source, "CM_IMAGENET_AUX_CHECKSUM": "not hex"}
+    cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), **env)
+    assert cmd.arguments(folder, script) == ["fetch", "--checksum=not hex", "--", source]
+
+
+def test_callers_variables_are_not_options(cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    cmd.call(folder, script / "run.bat", CM_IMAGENET_AUX_PYTHON=cmd.name(cmd.python()), options="--unknown")
+    assert cmd.arguments(folder, script) == ["fetch", "--checksum=", "--", ""]
+
+
+def test_leaves_the_callers_variables_unchanged(cmd: Cmd, folder: Path, tmp_path: Path) -> None:
+    script = make_script(tmp_path / "script")
+    (folder / "python.bat").write_bytes(b"@exit /b\r\n")
+    batch = folder / "calls.bat"
+    names = ("main", "options", "CM_IMAGENET_AUX_PYTHON", "CM_IMAGENET_AUX_SOURCE")
+    shown = "".join(f"%{name}%" for name in names)
+    batch.write_bytes(f'@call "{cmd.name(script)}\\run.bat"\r\n@echo [{shown}]\r\n'.encode())
+    assert cmd.call(folder, batch, CM_WGET_URL="a").stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["C:\\a b\\a.tar.gz", "--into", "wow!dir"], ["https://example.org/a?b=c&d", "--replace"]]
 )
 def test_passes_its_arguments_on(arguments: list[str], cmd: Cmd, folder: Path, tmp_path: Path) -> None:
-    script = make_script(tmp_path / "script")
+    script = make_script(tmp_path / "a & b (1)")
     python = {"CM_IMAGENET_AUX_PYTHON": cmd.name(cmd.python())}
     cmd.call(folder, script / "run.bat", *arguments, **python, CM_WGET_URL="ignored")
     assert cmd.arguments(folder, script) == ["fetch", *arguments]

@@ -1,7 +1,8 @@
-"""Test run.sh when it is called by hand."""
+"""Test run.sh when it is called by hand, or with the inputs of the hooks."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ def run(bash: str, folder: Path, *arguments: Any, script: Any = ROOT, **env: str
     return subprocess.run(
         [bash, os.path.join(script, "run.sh"), *map(str, arguments)],
         cwd=folder,
-        env=clean_env(CM_IMAGENET_AUX_PYTHON=sys.executable, **env),
+        env=clean_env(**{"CM_IMAGENET_AUX_PYTHON": sys.executable, **env}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -43,6 +44,9 @@ def copy_script(folder: Path) -> Path:
     return folder
 
 
+# Called by hand
+
+
 def test_without_arguments_fetches_cm_wget_url(
     bash: str, folder: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
@@ -52,10 +56,29 @@ def test_without_arguments_fetches_cm_wget_url(
     assert sorted(path.name for path in (folder / "data").iterdir()) == sorted(sample_files)
 
 
-def test_without_arguments_requires_the_checksum_variable(bash: str, folder: Path, archive: bytes) -> None:
+@pytest.mark.parametrize("checksum", ["0" * 32, "not hex"])
+def test_without_arguments_requires_the_checksum_variable(
+    checksum: str, bash: str, folder: Path, archive: bytes
+) -> None:
     (folder / "a.tar.gz").write_bytes(archive)
-    result = run(bash, folder, CM_WGET_URL="a.tar.gz", CM_IMAGENET_AUX_CHECKSUM="0" * 32)
-    assert result.returncode == 1 and "0" * 32 in result.stderr
+    result = run(bash, folder, CM_WGET_URL="a.tar.gz", CM_IMAGENET_AUX_CHECKSUM=checksum)
+    assert result.returncode == 1 and checksum in result.stderr
+
+
+@pytest.mark.parametrize("name", ["-a.tar.gz", "a b.tar.gz"])
+def test_without_arguments_takes_any_name(name: str, bash: str, folder: Path, archive: bytes) -> None:
+    (folder / name).write_bytes(archive)
+    result = run(bash, folder, CM_WGET_URL=name)
+    assert result.returncode == 0, result.stderr
+
+
+def test_runs_python3_by_default(bash: str, folder: Path, tmp_path: Path, archive: bytes) -> None:
+    (folder / "a.tar.gz").write_bytes(archive)
+    for name, command in {"python3": f"exec '{Path(sys.executable).as_posix()}' \"$@\"", "python": "exit 9"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    result = run(bash, folder, "a.tar.gz", CM_IMAGENET_AUX_PYTHON="", PATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
 
 
 def test_passes_its_arguments_on(bash: str, folder: Path, archive: bytes, sample_files: dict[str, bytes]) -> None:
@@ -118,3 +141,63 @@ def test_signal_to_the_shell_ends_the_fetcher(bash: str, folder: Path, server: S
         printed = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and b"interrupted by SIGTERM" in printed
     assert list(folder.iterdir()) == []
+
+
+# Called with the inputs of the hooks
+
+
+def hand_over(source: str) -> dict[str, str]:
+    """Return the variables that the hooks set."""
+    return {
+        "CM_IMAGENET_AUX_PYTHON": sys.executable,
+        "CM_IMAGENET_AUX_SOURCE": source,
+        "CM_IMAGENET_AUX_CHECKSUM": "",
+        "CM_IMAGENET_AUX_INTO": "the files",
+        "CM_IMAGENET_AUX_RESULT": "the result.json",
+        "CM_IMAGENET_AUX_REPLACE": "",
+    }
+
+
+@pytest.mark.parametrize("name", ["-a.tar.gz", "a b.tar.gz"])
+def test_writes_the_files_and_the_result(
+    name: str, bash: str, folder: Path, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    (folder / name).write_bytes(archive)
+    result = run(bash, folder, **hand_over(name))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (folder / "the files").iterdir()) == sorted(sample_files)
+    written = json.loads((folder / "the result.json").read_text(encoding="utf-8"))
+    assert written["source"] == str(folder / name)
+
+
+def test_exits_with_0_if_python_cannot_start(bash: str, folder: Path) -> None:
+    assert run(bash, folder, **{**hand_over("a.tar.gz"), "CM_IMAGENET_AUX_PYTHON": "missing"}).returncode == 0
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
+def test_interruption_removes_the_result(bash: str, folder: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
+    process = subprocess.Popen(
+        [bash, str(ROOT / "run.sh")],
+        cwd=folder,
+        env=clean_env(**hand_over(url)),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        while not server.requests:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and printed.splitlines()[-1] == b"error: interrupted"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
+def test_interruption_before_there_is_a_result(bash: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os.killpg(0, 15)\n")
+    env = clean_env(**hand_over("a.tar.gz"), PYTHONPATH=str(tmp_path))
+    call = [bash, str(ROOT / "run.sh")]
+    result = subprocess.run(call, cwd=folder, env=env, capture_output=True, start_new_session=True, timeout=60)
+    assert result.returncode == 0 and result.stderr.endswith(b"error: interrupted\n")
+    assert b"rm:" not in result.stderr

@@ -128,11 +128,9 @@ def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, arc
         "tags": ["reads", "aux"],
         "deps": [{"tags": TAGS, "url": url}],
     }
-    folder = home.script.parent / "reads-aux"
-    write(folder / "_cm.json", json.dumps(meta).encode())
+    folder = home.add_script(meta)
     write(folder / "run.sh", b"env > seen.txt\n")
     write(folder / "run.bat", b"@set > seen.txt\r\n")
-    home.run_command("cm", "reindex", "repo", check=True)
     home.run_command("cm", "run", "script", "--tags=reads,aux", check=True)
     assert set(re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (home.path / "seen.txt").read_text(), re.MULTILINE)) == {
         *KEYS,

@@ -48,7 +48,7 @@ class CmHome:
         else:
             self.script.parent.mkdir(parents=True)
             shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "tools"))
-            compileall.compile_dir(self.script, quiet=1)  # a copy of the home does not need to compile the modules again
+            compileall.compile_dir(self.script, quiet=1)  # once for all copies of this home
             self.run_command("cm", "reindex", "repo", check=True, COVERAGE_PROCESS_START="")
 
     @property

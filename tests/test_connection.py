@@ -14,6 +14,7 @@ import sample_archive
 from command import read_data, run_command
 from server import Reply, Server
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
 # FILES with a changed first file; their archive; and that archive, padded to the length of ARCHIVE.

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import benchmark
 import generate
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Commands in README.md with one of these need PyPI, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "REPOSITORY_URL", "_from.", "=...", "dockerfile")

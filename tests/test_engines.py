@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import generate
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 KEYS = {
     "MLC_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
     "MLC_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import sample_archive
 import trustme
-from command import NO_COVERAGE, read_data, run_command, start_command
+from command import read_data, run_command, start_command
 from proxy import Proxy
 from server import Reply, Server
 
@@ -24,6 +24,7 @@ from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
 from imagenet_aux.transfer import Stream, Watch
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 MIRRORS = MANIFEST.mirrors
 ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
 SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.files)
@@ -240,7 +241,7 @@ def test_sends_the_mirrors_query_and_a_user_agent(hosts: Hosts, tmp_path: Path) 
 def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
     hosts.serve(MIRRORS[0].address, b"", Reply(raw=b"", then="stall"))
     with Proxy(hosts.http.port, hosts.https.port) as proxy:
-        process = start_command(tmp_path, "fetch", manifest=hosts.manifest, **hosts.env(proxy), **NO_COVERAGE)
+        process = start_command(tmp_path, "fetch", manifest=hosts.manifest, **hosts.env(proxy))
         try:
             assert process.stderr
             lines = [process.stderr.readline() for _ in range(2)]

@@ -140,7 +140,7 @@ def _program_files() -> dict[str, str]:
 
 
 def _format(source: str) -> str:
-    """Format a module as the upstream projects' bots do: no numpydoc sections, and ``autopep8 -a`` until it is stable."""
+    """Remove the numpydoc sections, and run ``autopep8 -a`` until the output is stable, as the projects' bots do."""
     source = _NUMPYDOC.sub('"""', source)
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import shutil
@@ -17,6 +18,20 @@ from imagenet_aux.manifest import MANIFEST
 
 PUBLISHED = ROOT.parent / "shared" / "aux-real"
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread each module's tests over the whole run, so that tests that wait run beside tests that compute."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        modules = [item.nodeid.partition("::")[0] for item in items]
+        sizes = collections.Counter(modules)
+        seen: collections.Counter[str] = collections.Counter()
+        positions = {}
+        for item, module in zip(items, modules):
+            positions[item] = seen[module] / sizes[module]
+            seen[module] += 1
+        items.sort(key=positions.__getitem__)
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +86,14 @@ def home(tmp_path: Path, home_template: Path) -> CmHome:
 
 
 @pytest.fixture
-def no_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no coverage of child processes, which doubles their time, in tests of code that other tests cover."""
-    for name, value in NO_COVERAGE.items():
-        monkeypatch.setenv(name, value)
+def no_coverage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no coverage of child processes, which doubles their time, except in tests marked as ``measured``.
+
+    For modules that test code which other modules cover.
+    """
+    if not request.node.get_closest_marker("measured"):
+        for name, value in NO_COVERAGE.items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

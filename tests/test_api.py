@@ -157,7 +157,7 @@ def run_pip(*arguments: object) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def installed(make_once: MakeOnce) -> Path:
     """Install the project with pip into a new environment and return the folder of its commands."""
     venv = pytest.importorskip("venv", reason="the embeddable Python of Windows has no venv")

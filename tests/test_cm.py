@@ -20,6 +20,7 @@ from server import Reply, Server
 
 from imagenet_aux.manifest import MANIFEST
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 KEYS = {
     "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
     "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import shutil
@@ -85,6 +86,7 @@ def test_each_test_module_is_described() -> None:
 # Troubleshooting
 
 
+@functools.lru_cache(maxsize=None)
 def explained_messages() -> list[str]:
     """Return the messages in the first column of the troubleshooting tables."""
     section = read("README-extra.md").partition("## Troubleshooting")[2]
@@ -113,6 +115,7 @@ def programs() -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.lru_cache(maxsize=None)
 def all_texts() -> set[str]:
     return {text_of(node) for program in programs() for node in ast.walk(program) if isinstance(node, ast.expr)}
 

@@ -32,7 +32,7 @@ FILES = {
 DEFAULTS = {"cm4mlops": ("_cm.yaml", "from.berkeleyvision"), "mlperf-automations": ("meta.yaml", "from.go")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exports(make_once: MakeOnce) -> dict[str, Path]:
     """Export the script for both projects."""
 
@@ -108,7 +108,7 @@ def test_missing_section_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # In cmx4mlops
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cm4mlops(exports: dict[str, Path], make_once: MakeOnce) -> Path:
     """Return a folder with the cmx4mlops package, with the export in place of the project's own script."""
 

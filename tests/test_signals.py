@@ -166,6 +166,7 @@ def test_suspension_does_not_count_as_waiting(
     assert read_data(work) == (sample_files if suspended else old_files)
 
 
+@pytest.mark.measured
 @pytest.mark.skipif(WINDOWS, reason="Windows ends the process")
 def test_interrupted_show_is_reported(work: Path, tmp_path: Path) -> None:
     send = (

@@ -82,6 +82,7 @@ def test_runs_from_the_python_api(home: CmHome, server: Server, archive: bytes) 
     assert set(KEYS) <= set(result["new_env"])
 
 
+@pytest.mark.measured
 def test_runs_from_cm_test_script(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     result = home.run_command("cm", "test", "script", "get-dataset-imagenet-aux", f"--url={url}")
@@ -160,6 +161,7 @@ def test_cm_doc_lists_the_main_key(home: CmHome) -> None:
 # The cache
 
 
+@pytest.mark.measured
 def test_second_call_makes_no_request(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     first = home.export_keys(f"--url={url}")
@@ -176,6 +178,7 @@ def test_prints_folder_source_and_verdict_on_every_call(home: CmHome, server: Se
         assert "ImageNet auxiliary files verified: no" in printed
 
 
+@pytest.mark.measured
 def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]) -> None:
     home.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
     fewer = {"val.txt": b"1\n", "synsets.txt": sample_files["synsets.txt"]}
@@ -185,6 +188,7 @@ def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, 
     assert {key for key in env if key in KEYS} == {"CM_DATASET_AUX_VAL_PATH", "CM_DATASET_AUX_SYNSETS_PATH"}
 
 
+@pytest.mark.measured
 def test_fetches_again_if_the_cached_folder_is_deleted(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     shutil.rmtree(home.export_keys(f"--url={url}")["CM_DATASET_AUX_PATH"])
@@ -204,6 +208,7 @@ def test_outdirname_receives_a_data_folder(home: CmHome, archive: bytes, sample_
 
 
 @pytest.mark.parametrize("arguments", [("--outdirname=mine",), ("--skip_cache",)], ids=" ".join)
+@pytest.mark.measured
 def test_keeps_the_users_own_files(arguments: tuple[str, ...], home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     own = home.path / ("mine" if "mine" in arguments[0] else "") / "data" / "val.txt"
@@ -282,6 +287,7 @@ def test_error_contains_the_path_relative_to_the_call(home: CmHome) -> None:
     assert home.leftovers() == []
 
 
+@pytest.mark.measured
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_reports_a_killed_fetcher(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))

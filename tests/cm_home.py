@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import re
@@ -30,29 +31,44 @@ class CmHome:
     ----------
     path : Path
         An empty folder.
-    template : CmHome, optional
-        A home from which to copy the engine's script index, which saves two seconds.
+    template : Path, optional
+        The folder of a home to copy, with its index of scripts, because indexing takes three seconds.
     """
 
-    def __init__(self, path: Path, template: CmHome | None = None) -> None:
+    def __init__(self, path: Path, template: Path | None = None) -> None:
         self.path = path
         self.cm = path / "CM"
         search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env = clean_env(HOME=str(path), USERPROFILE=str(path), CM_REPOS=str(self.cm), PATH=search_path)
         if template:
-            shutil.copytree(template.cm, self.cm)
+            shutil.copytree(template / "CM", self.cm)
             index = self.cm / "index.json"
-            old, new = (json.dumps(str(cm))[1:-1] for cm in (template.cm, self.cm))
+            old, new = (json.dumps(str(cm))[1:-1] for cm in (template / "CM", self.cm))
             index.write_text(index.read_text().replace(old, new))
         else:
             self.script.parent.mkdir(parents=True)
-            shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-            self.run_command("cm", "reindex", "repo", check=True)
+            shutil.copytree(ROOT, self.script, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "tools"))
+            compileall.compile_dir(self.script, quiet=1)  # once for all copies of this home
+            self.run_command("cm", "reindex", "repo", check=True, COVERAGE_PROCESS_START="")
 
     @property
     def script(self) -> Path:
         """Return the script's folder in the ``local`` repository."""
         return self.cm / "repos" / "local" / "script" / "get-dataset-imagenet-aux"
+
+    def add_script(self, meta: dict[str, Any]) -> Path:
+        """Write a script's ``_cm.json``, index the script as ``cm reindex repo`` would, and return its folder."""
+        folder = self.script.parent / str(meta["alias"])
+        folder.mkdir()
+        (folder / "_cm.json").write_text(json.dumps(meta))
+        path = self.cm / "index.json"
+        index = json.loads(path.read_text())
+        entry = {"tags": meta["tags"], "repo": index["script"][self.script.name]["repo"], "path": str(folder)}
+        for scripts in (index["script"], index[meta["automation_uid"]]):
+            scripts[meta["alias"]] = {**entry, "uid": meta["uid"]}
+            scripts[meta["uid"]] = {**entry, "alias": meta["alias"]}
+        path.write_text(json.dumps(index))
+        return folder
 
     def resolve_command(self, command: str, *args: object) -> list[str]:
         """Resolve the command on this home's PATH, because Windows would search the parent's PATH first."""

@@ -1,31 +1,99 @@
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 import sample_archive
 from cm_home import ROOT, CmHome
-from command import write_files
+from command import NO_COVERAGE, write_files
 from server import Server
 
 from imagenet_aux.manifest import MANIFEST
 
 PUBLISHED = ROOT.parent / "shared" / "aux-real"
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread each module's tests over the whole run, so that tests that wait run beside tests that compute."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        modules = [item.nodeid.partition("::")[0] for item in items]
+        sizes = collections.Counter(modules)
+        seen: collections.Counter[str] = collections.Counter()
+        positions = {}
+        for item, module in zip(items, modules):
+            positions[item] = seen[module] / sizes[module]
+            seen[module] += 1
+        items.sort(key=positions.__getitem__)
 
 
 @pytest.fixture(scope="session")
-def home_template(tmp_path_factory: pytest.TempPathFactory) -> CmHome:
-    return CmHome(tmp_path_factory.mktemp("template"))
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a function that makes a folder once for all workers of xdist, given its name and a function to fill it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # contains the temporary folders of all workers
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = base / name
+        with lock(base / f"{name}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                try:
+                    fill(folder)
+                except BaseException:
+                    shutil.rmtree(folder)
+                    raise
+        return folder
+
+    return make
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a lock: a folder, which only one process can create."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            assert time.monotonic() < deadline, f"{path} stays locked"
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        path.rmdir()
+
+
+@pytest.fixture(scope="session")
+def home_template(make_once: MakeOnce) -> Path:
+    return make_once("home", CmHome)
 
 
 @pytest.fixture
-def home(tmp_path: Path, home_template: CmHome) -> CmHome:
+def home(tmp_path: Path, home_template: Path) -> CmHome:
     path = tmp_path / "home"
     path.mkdir()
     return CmHome(path, home_template)
+
+
+@pytest.fixture
+def no_coverage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no coverage of child processes, which doubles their time, except in tests marked as ``measured``.
+
+    For modules that test code which other modules cover.
+    """
+    if not request.node.get_closest_marker("measured"):
+        for name, value in NO_COVERAGE.items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

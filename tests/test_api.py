@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import sample_archive
 from cm_home import ROOT, WINDOWS, clean_env
-from command import read_files, write_files
+from command import NO_COVERAGE, read_files, write_files
+from conftest import MakeOnce
 from server import Server
 
 import imagenet_aux
 from imagenet_aux.manifest import MANIFEST, Manifest, Mirror
 from imagenet_aux.verify import File
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 NAMES = list(MANIFEST.files)
 
 
@@ -181,23 +183,27 @@ def test_inspect_folder(source: Path, manifest: Manifest, sample_files: dict[str
 
 def run_pip(*arguments: object) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    result = subprocess.run([*pip, *map(str, arguments)], env=clean_env(), capture_output=True, encoding="utf-8")
+    env = clean_env(**NO_COVERAGE)
+    result = subprocess.run([*pip, *map(str, arguments)], env=env, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def installed(make_once: MakeOnce) -> Path:
     """Install the project with pip into a new environment and return the folder of its commands."""
     venv = pytest.importorskip("venv", reason="the embeddable Python of Windows has no venv")
-    folder = tmp_path_factory.mktemp("installed")
-    shutil.copytree(ROOT / "imagenet_aux", folder / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE.md"):
-        shutil.copy(ROOT / name, folder)
-    run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheel", folder)
-    venv.create(folder / "venv", symlinks=not WINDOWS)
-    python = folder / "venv" / ("Scripts" if WINDOWS else "bin") / "python"
-    run_pip("--python", python, "install", "--no-deps", "--no-index", *(folder / "wheel").iterdir())
-    return python.parent
+    commands = Path("venv", "Scripts" if WINDOWS else "bin")
+
+    def install(folder: Path) -> None:
+        shutil.copytree(ROOT / "imagenet_aux", folder / "imagenet_aux", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "LICENSE.md"):
+            shutil.copy(ROOT / name, folder)
+        run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheel", folder)
+        venv.create(folder / "venv", symlinks=not WINDOWS)
+        python = folder / commands / "python"
+        run_pip("--python", python, "install", "--no-deps", "--no-index", *(folder / "wheel").iterdir())
+
+    return make_once("installed", install) / commands
 
 
 @pytest.mark.parametrize("command", [["imagenet-aux"], ["python", "-m", "imagenet_aux"]], ids=["script", "module"])

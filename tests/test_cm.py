@@ -20,6 +20,7 @@ from server import Reply, Server
 
 from imagenet_aux.manifest import MANIFEST
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 KEYS = {
     "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
     "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
@@ -81,6 +82,7 @@ def test_runs_from_the_python_api(home: CmHome, server: Server, archive: bytes) 
     assert set(KEYS) <= set(result["new_env"])
 
 
+@pytest.mark.measured
 def test_runs_from_cm_test_script(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     result = home.run_command("cm", "test", "script", "get-dataset-imagenet-aux", f"--url={url}")
@@ -128,11 +130,9 @@ def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, arc
         "tags": ["reads", "aux"],
         "deps": [{"tags": TAGS, "url": url}],
     }
-    folder = home.script.parent / "reads-aux"
-    write(folder / "_cm.json", json.dumps(meta).encode())
+    folder = home.add_script(meta)
     write(folder / "run.sh", b"env > seen.txt\n")
     write(folder / "run.bat", b"@set > seen.txt\r\n")
-    home.run_command("cm", "reindex", "repo", check=True)
     home.run_command("cm", "run", "script", "--tags=reads,aux", check=True)
     assert set(re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (home.path / "seen.txt").read_text(), re.MULTILINE)) == {
         *KEYS,
@@ -161,6 +161,7 @@ def test_cm_doc_lists_the_main_key(home: CmHome) -> None:
 # The cache
 
 
+@pytest.mark.measured
 def test_second_call_makes_no_request(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     first = home.export_keys(f"--url={url}")
@@ -177,6 +178,7 @@ def test_prints_folder_source_and_verdict_on_every_call(home: CmHome, server: Se
         assert "ImageNet auxiliary files verified: no" in printed
 
 
+@pytest.mark.measured
 def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]) -> None:
     home.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
     fewer = {"val.txt": b"1\n", "synsets.txt": sample_files["synsets.txt"]}
@@ -186,6 +188,7 @@ def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, 
     assert {key for key in env if key in KEYS} == {"CM_DATASET_AUX_VAL_PATH", "CM_DATASET_AUX_SYNSETS_PATH"}
 
 
+@pytest.mark.measured
 def test_fetches_again_if_the_cached_folder_is_deleted(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     shutil.rmtree(home.export_keys(f"--url={url}")["CM_DATASET_AUX_PATH"])
@@ -205,6 +208,7 @@ def test_outdirname_receives_a_data_folder(home: CmHome, archive: bytes, sample_
 
 
 @pytest.mark.parametrize("arguments", [("--outdirname=mine",), ("--skip_cache",)], ids=" ".join)
+@pytest.mark.measured
 def test_keeps_the_users_own_files(arguments: tuple[str, ...], home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     own = home.path / ("mine" if "mine" in arguments[0] else "") / "data" / "val.txt"
@@ -293,6 +297,7 @@ def test_error_contains_the_path_relative_to_the_call(home: CmHome) -> None:
     assert home.leftovers() == []
 
 
+@pytest.mark.measured
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_reports_a_killed_fetcher(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import functools
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import benchmark
 import generate
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Commands in README.md with one of these need PyPI, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "--renew", "_from.", "=...", "dockerfile")
@@ -87,6 +89,7 @@ def test_each_test_module_is_described() -> None:
 # Troubleshooting
 
 
+@functools.lru_cache(maxsize=None)
 def explained_messages() -> list[str]:
     """Return the messages in the first column of the troubleshooting tables."""
     section = read("README-extra.md").partition("## Troubleshooting")[2]
@@ -115,6 +118,7 @@ def programs() -> Iterator[ast.Module]:
         yield ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.lru_cache(maxsize=None)
 def all_texts() -> set[str]:
     return {text_of(node) for program in programs() for node in ast.walk(program) if isinstance(node, ast.expr)}
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import generate
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 KEYS = {
     "MLC_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
     "MLC_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
@@ -202,6 +203,7 @@ def test_skip_ssl_verification_prints_a_note(mlc: MlcHome, archive: bytes) -> No
 # Target folder
 
 
+@pytest.mark.measured
 def test_outdirname_receives_the_files_themselves(mlc: MlcHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
     (mlc.home.path / "a.tar.gz").write_bytes(archive)
     env = mlc.export_keys("--url=a.tar.gz", "--outdirname=mine")

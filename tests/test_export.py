@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
-from cm_home import ROOT, TAGS, CmHome
+from cm_home import ROOT, TAGS, CmHome, clean_env
+from command import NO_COVERAGE
+from conftest import MakeOnce
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 autopep8 = pytest.importorskip("autopep8", reason="autopep8 is not installed")
 import export  # noqa: E402 - needs the path above, and autopep8
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 NAME = "get-dataset-imagenet-aux"
 PROGRAMS = ["customize.py", "run.sh", "run.bat", *(f"imagenet_aux/{p.name}" for p in ROOT.glob("imagenet_aux/*.py"))]
 FILES = {
@@ -29,13 +32,16 @@ FILES = {
 DEFAULTS = {"cm4mlops": ("_cm.yaml", "from.berkeleyvision"), "mlperf-automations": ("meta.yaml", "from.go")}
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def exports(make_once: MakeOnce) -> dict[str, Path]:
     """Export the script for both projects."""
-    folder = tmp_path_factory.mktemp("exports")
-    for project in FILES:
-        command = [sys.executable, str(ROOT / "tools" / "export.py"), project, str(folder / project)]
-        subprocess.run(command, cwd=folder, check=True)
+
+    def run_export(folder: Path) -> None:
+        for project in FILES:
+            command = [sys.executable, str(ROOT / "tools" / "export.py"), project, str(folder / project)]
+            subprocess.run(command, cwd=folder, env=clean_env(**NO_COVERAGE), check=True)
+
+    folder = make_once("exports", run_export)
     return {project: folder / project for project in FILES}
 
 
@@ -102,26 +108,33 @@ def test_missing_section_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # In cmx4mlops
 
 
-@pytest.fixture(scope="module")
-def cm4mlops(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def cm4mlops(exports: dict[str, Path], make_once: MakeOnce) -> Path:
     """Return a folder with the cmx4mlops package, with the export in place of the project's own script."""
-    spec = find_spec("cmx4mlops")
-    assert spec and spec.submodule_search_locations
-    folder = tmp_path_factory.mktemp("packages")
-    package = folder / "cmx4mlops"
-    shutil.copytree(spec.submodule_search_locations[0], package, ignore=shutil.ignore_patterns("__pycache__"))
-    script = package / "repo" / "script" / NAME
-    shutil.rmtree(script)
-    shutil.copytree(exports["cm4mlops"], script)
-    return folder
+
+    def copy_package(folder: Path) -> None:
+        spec = find_spec("cmx4mlops")
+        assert spec and spec.submodule_search_locations
+        package = folder / "cmx4mlops"
+        shutil.copytree(spec.submodule_search_locations[0], package, ignore=shutil.ignore_patterns("__pycache__"))
+        script = package / "repo" / "script" / NAME
+        shutil.rmtree(script)
+        shutil.copytree(exports["cm4mlops"], script)
+
+    return make_once("packages", copy_package)
 
 
 @pytest.fixture
-def upstream(home: CmHome, cm4mlops: Path) -> CmHome:
+def upstream(tmp_path: Path, home_template: Path, cm4mlops: Path, make_once: MakeOnce) -> CmHome:
     """Return a CM home with that package, and no other copy of the script."""
-    shutil.rmtree(home.script)
+
+    def index_package(folder: Path) -> None:
+        home = CmHome(folder, home_template)
+        shutil.rmtree(home.script)
+        home.run_command("cm", "reindex", "repo", check=True, PYTHONPATH=str(cm4mlops), **NO_COVERAGE)
+
+    home = CmHome(tmp_path, make_once("upstream", index_package))
     home.env["PYTHONPATH"] = str(cm4mlops)
-    home.run_command("cm", "reindex", "repo", check=True)
     return home
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import sample_archive
 import trustme
-from command import NO_COVERAGE, read_data, run_command, start_command
+from command import read_data, run_command, start_command
 from proxy import Proxy
 from server import Reply, Server
 
@@ -24,6 +24,7 @@ from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
 from imagenet_aux.transfer import Stream, Watch
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
 MIRRORS = MANIFEST.mirrors
 ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
 SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.files)
@@ -93,7 +94,7 @@ class Hosts:
         return self.http if url.startswith("http:") else self.https
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
@@ -240,7 +241,7 @@ def test_sends_the_mirrors_query_and_a_user_agent(hosts: Hosts, tmp_path: Path) 
 def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
     hosts.serve(MIRRORS[0].address, b"", Reply(raw=b"", then="stall"))
     with Proxy(hosts.http.port, hosts.https.port) as proxy:
-        process = start_command(tmp_path, "fetch", manifest=hosts.manifest, **hosts.env(proxy), **NO_COVERAGE)
+        process = start_command(tmp_path, "fetch", manifest=hosts.manifest, **hosts.env(proxy))
         try:
             assert process.stderr
             lines = [process.stderr.readline() for _ in range(2)]
@@ -254,6 +255,7 @@ def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
 # Verification
 
 
+@pytest.mark.measured
 def test_refuses_wrong_files_from_every_archive(hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
     wrong = pack_with(sample_files, val_txt=sample_files["val.txt"].replace(b" 5\n", b" 6\n"))
     for mirror in ARCHIVES:
@@ -288,6 +290,7 @@ def test_accepts_an_archive_that_has_the_published_digest(hosts: Hosts, tmp_path
     assert read_result(tmp_path)["verified"] is True
 
 
+@pytest.mark.measured
 def test_refuses_an_archive_without_all_files(hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
     hosts.serve(MIRRORS[0].address, sample_archive.pack_files({"val.txt": sample_files["val.txt"]}))
     result = hosts.fetch(tmp_path)
@@ -343,6 +346,7 @@ def test_checksum_that_no_mirror_has_fails(algorithm: str, hosts: Hosts, tmp_pat
     assert read_data(tmp_path) == {}
 
 
+@pytest.mark.measured
 def test_checksum_with_a_mirror_of_single_files_fails(hosts: Hosts, tmp_path: Path) -> None:
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, "--checksum", "0" * 32)
     expected = f"error: {SINGLE_FILES.address}: --checksum requires an archive, got individual files."
@@ -373,6 +377,7 @@ OPTIONAL_REPLIES = {
 }
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("case", OPTIONAL_REPLIES)
 def test_continues_without_optional_files(
     case: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]

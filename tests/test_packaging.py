@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cm_home import ROOT, clean_env
 from command import run_command
 from server import Server
+
+pytestmark = pytest.mark.usefixtures("no_coverage")
 
 
 def test_pip_installs_a_command_without_deprecation_warnings(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from typing import Callable, Iterator
 
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
-from command import NO_COVERAGE, read_data, run_at_start, run_command, start_command, write_files
+from command import read_data, run_at_start, run_command, start_command, write_files
 from server import Reply, Server
 
 # On Windows, a process cannot handle its termination.
 STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
 KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", *STOP_SIGNALS]
 
-pytestmark = pytest.mark.usefixtures("default_signals")
+pytestmark = pytest.mark.usefixtures("default_signals", "no_coverage")
 
 
 @pytest.fixture
@@ -171,6 +171,7 @@ def test_suspension_does_not_count_as_waiting(
     assert read_data(work) == (sample_files if suspended else old_files)
 
 
+@pytest.mark.measured
 @pytest.mark.skipif(WINDOWS, reason="Windows ends the process")
 def test_interrupted_show_is_reported(work: Path, tmp_path: Path) -> None:
     send = (
@@ -197,7 +198,7 @@ class Runner:
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "signal_at_step.py"), "fetch", str(source), "--replace"],
             cwd=work,
-            env=clean_env(PYTHONPATH=str(ROOT), **NO_COVERAGE),
+            env=clean_env(PYTHONPATH=str(ROOT)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",

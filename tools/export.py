@@ -107,16 +107,20 @@ def export(name: str, folder: Path) -> None:
         If the folder contains other files; CM, for example, would merge a ``_cm.json`` with ``_cm.yaml``.
     """
     project = PROJECTS[name]
-    files = _program_files()
     meta = _meta(project.default)
-    files[project.meta_name] = (generate.meta_yaml if name == "mlperf-automations" else generate.to_yaml)(meta)
-    files["COPYRIGHT.md"] = project.copyright
-    files["README.md"] = _CM_README
-    files[project.guide_name] = _guide(project, meta)
+    files = {
+        project.meta_name: (generate.meta_yaml if name == "mlperf-automations" else generate.to_yaml)(meta),
+        "COPYRIGHT.md": project.copyright,
+        "README.md": _CM_README,
+        project.guide_name: _guide(project, meta),
+        **_program_files(),
+    }
     others = sorted(set(_list_files(folder)) - set(files))
     if others:
         raise ValueError(f"{folder}: expected no other files, got {', '.join(others)}. Remove them")
     for path, text in files.items():
+        if path.endswith(".py"):
+            text = _format(text)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(text.encode())
     (folder / "run.sh").chmod(0o755)
@@ -130,14 +134,13 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _program_files() -> dict[str, str]:
-    """Return the source files, keyed by path, formatted as the upstream projects' bots format them."""
+    """Return the source files, keyed by path."""
     paths = [ROOT / "customize.py", ROOT / "run.sh", ROOT / "run.bat", *sorted(ROOT.glob("imagenet_aux/*.py"))]
-    files = {path.relative_to(ROOT).as_posix(): path.read_bytes().decode() for path in paths}
-    return {name: _format(text) if name.endswith(".py") else text for name, text in files.items()}
+    return {path.relative_to(ROOT).as_posix(): path.read_bytes().decode() for path in paths}
 
 
 def _format(source: str) -> str:
-    """Remove the numpydoc sections, and run ``autopep8 -a`` until the output is stable."""
+    """Remove the numpydoc sections, and run ``autopep8 -a`` until the output is stable, as the projects' bots do."""
     source = _NUMPYDOC.sub('"""', source)
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})

@@ -15,7 +15,7 @@ from typing import Any, Collection, Generator, Iterable, Iterator, NamedTuple
 
 from .errors import ContentError, shorten
 from .manifest import MAX_BYTES
-from .transfer import limit_size
+from .streams import limit_size
 
 try:
     from isal import isal_zlib as zlib  # optional drop-in replacement, about three times as fast

@@ -19,7 +19,7 @@ from .errors import FetchError
 from .fetcher import fetch
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
-from .transfer import Stream
+from .streams import Stream
 from .verify import File, inspect_folder, missing
 
 _DESCRIPTION = "Fetch the Caffe ImageNet 2012 auxiliary files and verify them against their published digests."

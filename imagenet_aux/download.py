@@ -15,7 +15,7 @@ from urllib3.util import Retry
 from .errors import ContentError, SourceError, shorten
 from .exchange import POLL_SECONDS, ConnectionFault, Exchange, Unreachable, host_name
 from .manifest import MAX_BYTES
-from .transfer import Stream, Watch
+from .streams import Stream, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Download(Stream):
         self._attempts = 0  # consecutive attempts without progress
         self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
         self._total = 0  # bytes received in all attempts
-        self._active = 0.0  # `waited` when bytes last arrived
+        self._waited_at_last_byte = 0.0
         self._rate_start, self._rate_bytes = 0.0, 0  # current measurement of the rate
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
@@ -64,7 +64,7 @@ class Download(Stream):
                     if not (self._is_resumed or (self.size is None and error.may_be_incomplete)):
                         raise
                     self._close()
-                    self._retry(str(error), 0.0)
+                    self._wait_to_retry(str(error), 0.0)
                 self.received = 0
         finally:
             self._close()
@@ -82,7 +82,7 @@ class Download(Stream):
                 self._close()
                 if isinstance(fault, Unreachable) and not self._has_response:
                     raise
-                self._retry(str(fault), fault.pause)
+                self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors refer to responses, in cycles, and the command disables the collector
 
     def _response(self) -> Exchange:
@@ -162,7 +162,7 @@ class Download(Stream):
     def _record(self, chunk: bytes) -> None:
         """Update the counters for a received chunk; raise `SourceError` if a limit is exceeded."""
         self.received += len(chunk)
-        self._active = self.waited
+        self._waited_at_last_byte = self.waited
         if self.received - self._best >= MIN_PROGRESS_BYTES:
             self._attempts, self._best = 0, self.received
         self._total += len(chunk)
@@ -180,13 +180,13 @@ class Download(Stream):
         if self.size is not None and self.received != self.size:
             raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
 
-    def _retry(self, reason: str, pause: float | None) -> None:
+    def _wait_to_retry(self, reason: str, pause: float | None) -> None:
         """Wait before the next attempt; raise `SourceError` if the limits are exhausted."""
         self._attempts += 1
         requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
         if pause is None:
             pause = 0.25 * 2**self._attempts
-        idle = self.waited - self._active
+        idle = self.waited - self._waited_at_last_byte
         if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
             raise SourceError(f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)") from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)

@@ -156,7 +156,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the same in releases of the requests library before 2.32."""
+        """Do the same for requests before 2.32."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
     def stop(self) -> None:

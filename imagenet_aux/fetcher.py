@@ -7,12 +7,12 @@ import logging
 import os
 from typing import Any, Iterable, Iterator, NamedTuple
 
-from . import archive, sources, transfer
+from . import archive, sources, streams
 from .errors import ContentError, FetchError, SourceError
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest
 from .sources import Source
 from .staging import Staging
-from .transfer import Stream, Watch
+from .streams import Stream, Watch
 from .verify import File, FileInspector, digest_name, inspect_file, missing, new_hash
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
         min_rate = 0 if candidate is candidates[-1] else MIN_RATE
         try:
             with Staging(folder) as staging:
-                files = _Fetch(candidate, staging, manifest, watch, min_rate).files()
+                files = _Fetch(candidate, staging, manifest, watch, min_rate).stage()
                 _warn(failures, files, manifest)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(candidate.address, folder, files)
@@ -136,13 +136,13 @@ class _Fetch(NamedTuple):
     watch: Watch
     min_rate: float
 
-    def files(self) -> list[File]:
+    def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
         files: list[File] = []
         for item in self.source.transfers:
             left = MAX_BYTES - sum(file.size for file in files)
             try:
-                files += self._transfer(item, left)
+                files += self._stage_transfer(item, left)
             except SourceError as error:
                 if not item.optional:
                     raise
@@ -150,9 +150,9 @@ class _Fetch(NamedTuple):
         self._require_complete(files)
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
 
-    def _transfer(self, item: sources.Transfer, left: int) -> list[File]:
+    def _stage_transfer(self, item: sources.Transfer, left: int) -> list[File]:
         """Stage the files of one transfer; a single file may have at most *left* bytes."""
-        stream = transfer.open_stream(item.location, self.watch, self.min_rate)
+        stream = streams.open_stream(item.location, self.watch, self.min_rate)
         if not item.name:
             return stream.deliver(self._unpack)
         try:
@@ -165,7 +165,7 @@ class _Fetch(NamedTuple):
         digest = self.source.digest
         hasher = new_hash(digest) if digest else None
         files = []
-        received = _hashed(transfer.reject_html(chunks), hasher)
+        received = _hashed(streams.reject_html(chunks), hasher)
         with contextlib.closing(archive.members(received, self.manifest.files)) as members:
             for member in members:
                 files.append(self._write(member.name, member.size, member.chunks))
@@ -184,8 +184,8 @@ class _Fetch(NamedTuple):
 
     def _receive(self, name: str, stream: Stream, chunks: Iterable[bytes], left: int) -> File:
         """Stage a file that the source serves individually."""
-        received = transfer.reject_html(chunks)  # reads the first chunk, after which stream.size is set
-        limited = transfer.limit_size(received, SourceError(f"larger than {MAX_BYTES >> 20} MiB in total"), left)
+        received = streams.reject_html(chunks)  # reads the first chunk, after which stream.size is set
+        limited = streams.limit_size(received, SourceError(f"larger than {MAX_BYTES >> 20} MiB in total"), left)
         return self._write(name, stream.size, limited)
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:

@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from .errors import printable
-from .transfer import Stream
+from .streams import Stream
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 3.0

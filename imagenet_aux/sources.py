@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .errors import FetchError, redact, shorten
 from .manifest import Manifest, Mirror
-from .transfer import is_http
+from .streams import is_http
 from .verify import is_archive_digest
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import functools
+import hashlib
 import json
 import re
 import shutil

@@ -31,7 +31,7 @@ from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, SourceError
 from imagenet_aux.exchange import Exchange
 from imagenet_aux.manifest import Manifest, Mirror
-from imagenet_aux.transfer import Stream
+from imagenet_aux.streams import Stream
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 STEP = 1 << 16  # bytes that count as progress

@@ -31,14 +31,14 @@ PARENT = {
 def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.CompletedProcess[str]:
     """Run a script that depends on this one."""
     deps = [{"tags": TAGS, "names": ["imagenet-aux"]}]
-    write(home.script.parent / "needs-aux" / "_cm.json", json.dumps({"deps": deps, **PARENT, **meta}).encode())
-    home.run_command("cm", "reindex", "repo", check=True)
+    home.add_script({"deps": deps, **PARENT, **meta})
     return home.run_command("cm", "run", "script", "--tags=needs,aux", "--quiet", *arguments)
 
 
 # Selecting the source
 
 
+@pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_env_keys_of_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
@@ -67,6 +67,7 @@ def test_file_url_may_have_one_slash(home: CmHome, archive: bytes) -> None:
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
+@pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("name", ["plain", "with space", "a=b", "données"])
 @pytest.mark.parametrize("kind", ["archive", "folder", "file URL", "relative path", "home folder"])
 def test_reads_a_local_source(
@@ -93,6 +94,7 @@ def test_uppercase_scheme_is_a_url(home: CmHome, server: Server, archive: bytes)
     assert home.run_script(f"--url={server.url.replace('http', 'HTTP')}/a.tar.gz").returncode == 0
 
 
+@pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("place", ["env", "const"])
 @pytest.mark.parametrize("name", ["CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_WGET_URL"])
 def test_parents_keys_do_not_select_the_source(place: str, name: str, home: CmHome, archive: bytes) -> None:
@@ -220,6 +222,7 @@ def test_refuses_shell_text(name: str, text: str, home: CmHome) -> None:
     assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.*"))
 
 
+@pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("place", ["env", "const"])
 @pytest.mark.parametrize(
     "name",
@@ -273,6 +276,7 @@ def test_refuses_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
     assert result["error"] == "EXTRACT_PATH: expected a string, got True. Pass --EXTRACT_PATH=VALUE."
 
 
+@pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])
 def test_refuses_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes) -> None:
     result = home.run_script(f"--url={write(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
@@ -447,8 +451,9 @@ def old_pythons() -> list[str]:
     return sorted(set(runs))
 
 
-@pytest.mark.skipif(not old_pythons(), reason="no Python before 3.8 is installed")
 def test_old_python_is_named_in_the_error() -> None:
+    if not old_pythons():
+        pytest.skip("no Python before 3.8 is installed")
     program = (
         "import sys, importlib.util\n"
         "spec = importlib.util.spec_from_file_location('customize', sys.argv[1])\n"

@@ -19,10 +19,10 @@ from proxy import Proxy
 from server import Reply, Server
 
 import imagenet_aux
-from imagenet_aux import fetcher, transfer
+from imagenet_aux import fetcher, streams
 from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
-from imagenet_aux.transfer import Stream, Watch
+from imagenet_aux.streams import Stream, Watch
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
 MIRRORS = MANIFEST.mirrors
@@ -195,7 +195,7 @@ def test_only_the_last_mirror_may_be_slow(tmp_path: Path, monkeypatch: pytest.Mo
         rates.append(min_rate)
         raise SourceError("down")
 
-    monkeypatch.setattr(transfer, "open_stream", open_stream)
+    monkeypatch.setattr(streams, "open_stream", open_stream)
     with pytest.raises(FetchError, match="none of the"):
         imagenet_aux.fetch(into=str(tmp_path / "data"))
     assert rates == [fetcher.MIN_RATE] * (len(MIRRORS) - 1) + [0]

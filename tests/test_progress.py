@@ -13,7 +13,7 @@ from server import Reply, Server
 
 from imagenet_aux import progress
 from imagenet_aux.progress import Progress, describe
-from imagenet_aux.transfer import Stream
+from imagenet_aux.streams import Stream
 
 
 class Terminal(io.StringIO):

@@ -15,7 +15,7 @@ from imagenet_aux import fetcher
 from imagenet_aux.errors import ContentError, FetchError, SourceError
 from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Mirror
 from imagenet_aux.sources import Source, Transfer, resolve
-from imagenet_aux.transfer import LocalFile, Stream, is_http, limit_size, open_stream, reject_html
+from imagenet_aux.streams import LocalFile, Stream, is_http, limit_size, open_stream, reject_html
 from imagenet_aux.verify import inspect_folder, is_archive_digest, missing, new_hash
 
 NAMES = list(MANIFEST.files)

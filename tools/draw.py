@@ -53,7 +53,7 @@ _HOSTS = [str(urllib.parse.urlsplit(mirror.address).hostname) for mirror in MANI
 # Each stage's title, modules and description.
 _STAGES = [
     ("sources", "sources.py", ["--url, or in turn:", *(host.replace("www.", "") for host in _HOSTS)]),
-    ("bytes", "download.py transfer.py", ["resume after faults,", "restart, or give up;", "refuse HTML"]),
+    ("bytes", "download.py streams.py", ["resume after faults,", "restart, or give up;", "refuse HTML"]),
     ("members", "archive.py", ["decompress in a", "second thread;", "refuse links, unsafe", "paths, huge files"]),
     ("staged files", "staging.py verify.py", ["inside data/; digests", "computed on the", "way, then compared"]),
     ("data/", "staging.py", ["all files or none,", "each by one rename;", "the old ones are", "restored on failure"]),

@@ -25,7 +25,7 @@ except ImportError:
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 10_000
-_MAX_GZIP_HEADER_BYTES = 1 << 17
+_MIN_MEMBER_BYTES = 1 << 16  # input with which a gzip member starts; isal cannot parse a header in two parts
 _CHUNK_BYTES = 1 << 18
 
 _GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length
@@ -61,9 +61,8 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Membe
         tar = _TarReader(limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(tar, wanted)
         if tar.is_at_end and gzip.has_trailing_bytes:
-            raise ContentError(
-                "truncated: expected an end-of-archive block in the tar, got trailing data", may_be_incomplete=True
-            )
+            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
+            raise ContentError(text, may_be_incomplete=True)
 
 
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member]:
@@ -148,14 +147,16 @@ class _Gzip:
         self.can_read = False  # whether read() can return more bytes without another feed()
         self.has_trailing_bytes = False  # whether data follows the last member; ignored, as gzip(1) does
         self._input = b""
+        self._is_last = False  # whether no more input follows
         self._decompressor: Any = None
         self._members = 0
         self._size = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Add compressed bytes."""
+        """Add compressed bytes; an empty chunk is the last one."""
         if not self.has_trailing_bytes:
             self._input += chunk
+            self._is_last = not chunk
             self.can_read = True
 
     def read(self) -> bytes:
@@ -184,14 +185,12 @@ class _Gzip:
             raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
 
     def _start_member(self) -> bool:
-        """Start the next gzip member once its header is complete, since isal cannot parse a split header."""
+        """Start the next gzip member if there is enough input."""
         if self._members:
             self._input = self._input.lstrip(b"\0")  # padding
             if not _GZIP_MAGIC.startswith(self._input[:2]):
                 self._input, self.has_trailing_bytes = b"", True
-        if not _has_gzip_header(self._input):
-            if len(self._input) > _MAX_GZIP_HEADER_BYTES:
-                raise ContentError(f"gzip header larger than {_MAX_GZIP_HEADER_BYTES >> 10} KiB")
+        if not self._input or not (self._is_last or len(self._input) >= _MIN_MEMBER_BYTES):
             return False
         self._members += 1
         if self._members > _MAX_GZIP_MEMBERS:
@@ -204,7 +203,7 @@ def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, 
     """Yield decompressed chunks; a worker thread decompresses the next one while the caller uses the current one."""
     with ThreadPoolExecutor(1) as worker:
         output = b""
-        for chunk in chunks:
+        for chunk in itertools.chain(chunks, [b""]):
             gzip.feed(chunk)
             while gzip.can_read:
                 following = worker.submit(gzip.read)
@@ -214,21 +213,6 @@ def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, 
     if output:
         yield output
     gzip.finish()
-
-
-def _has_gzip_header(data: bytes) -> bool:
-    """Return whether the data starts with a complete gzip header (RFC 1952)."""
-    if len(data) < 12:  # 10 bytes of fixed fields, and the length of the optional extra field
-        return False
-    has_crc, has_extra, *has_text = (data[3] & flag for flag in (2, 4, 8, 16))
-    end = 10
-    if has_extra:
-        end += 2 + int.from_bytes(data[10:12], "little")
-    for _ in filter(None, has_text):  # zero-terminated file name and comment
-        end = data.find(b"\0", end) + 1
-        if not end:
-            return False
-    return len(data) >= end + (2 if has_crc else 0)
 
 
 def _require_gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:

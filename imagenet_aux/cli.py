@@ -76,10 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    text = "download, verify and write the files"
-    get = commands.add_parser(
-        "fetch", help=text, description=_sentence(text), epilog=f"{_FETCH_EXAMPLE}; {_EXIT_CODES}"
-    )
+    text = "Download, verify and write the files."
+    get = commands.add_parser("fetch", help=text, description=text, epilog=f"{_FETCH_EXAMPLE}; {_EXIT_CODES}")
     get.add_argument(
         "source",
         nargs="?",
@@ -102,14 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
 
-    text = "list the files in a folder with their size, line count and verification status"
-    show = commands.add_parser("show", help=text, description=_sentence(text), epilog=f"{_SHOW_EXAMPLE}; {_EXIT_CODES}")
+    text = "List the files in a folder with their size, line count and verification status."
+    show = commands.add_parser("show", help=text, description=text, epilog=f"{_SHOW_EXAMPLE}; {_EXIT_CODES}")
     show.add_argument("folder", metavar="FOLDER", help="the folder to inspect")
     return parser
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
 
 
 def _show(folder: str, manifest: Manifest) -> int:

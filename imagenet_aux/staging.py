@@ -1,6 +1,6 @@
 """Stage files in a hidden folder inside the target, then publish them with atomic renames.
 
-Inside the target, staged files are on the same file system and get the same group and access control list.
+There, they are on the same file system and inherit the target's group and access control list.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ T = TypeVar("T")
 class Staging:
     """A context manager that creates a staging folder inside the target, and removes it on exit.
 
-    It also removes the staging folders of killed processes: those of this host if their lock is free, and those of
-    other hosts after a day, because some network file systems keep locks local to each host.
+    It also removes the staging folders of killed processes: on this host if their lock is free, and on other hosts
+    after a day, because some network file systems keep locks local to each host.
     """
 
     def __init__(self, target: str) -> None:
@@ -177,7 +177,7 @@ def _new_folders(target: str) -> list[str]:
 
     If the target contains only other calls' staging folders, one of them created it, so that is included too.
     """
-    if os.path.isdir(target):
+    with contextlib.suppress(FileNotFoundError):
         names = os.listdir(target)
         return [target] if names and all(name.startswith(_PREFIX) for name in names) else []
     folders: list[str] = []

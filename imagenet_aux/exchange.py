@@ -137,8 +137,8 @@ class Exchange:
             self._items.put(None)
         except _REQUEST_ERRORS as error:
             is_transient = has_response or any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-            text = _describe(error, "the server" if has_response else self._host)
-            self._items.put(ConnectionFault(text) if is_transient else Unreachable(text))
+            kind = ConnectionFault if is_transient else Unreachable
+            self._items.put(kind(_describe(error, self._host)))
         except BaseException as error:
             self._items.put(error)
 

@@ -132,11 +132,10 @@ class Staging:
     def _restore(self, name: str, is_staged: bool) -> None:
         """Move the old file back; if there was no old file, remove the new one."""
         old = self.path(name + _OLD_SUFFIX)
-        with contextlib.suppress(FetchError):
-            if os.path.lexists(old):
-                self._move(old, name)
-            elif is_staged and not os.path.lexists(self.path(name)):  # the new file was moved into the target
-                self._move(None, name)
+        if os.path.lexists(old):
+            self._move(old, name)
+        elif is_staged and not os.path.lexists(self.path(name)):  # the new file was moved into the target
+            self._move(None, name)
 
     def _keep_old(self, name: str) -> None:
         """Back up the old file in the staging folder, by a hard link or, if links are not supported, by a rename."""

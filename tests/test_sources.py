@@ -191,6 +191,21 @@ def test_refuses_a_device_as_a_local_file() -> None:
         read(Path("/dev/null"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_closes_a_damaged_local_file(tmp_path: Path) -> None:
+    """The caller's exception must not keep the file open, because Windows could not remove it."""
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(b"damaged")
+
+    def consume(chunks: Iterable[bytes]) -> None:
+        raise ContentError(str(next(iter(chunks))))
+
+    with pytest.raises(ContentError) as caught:
+        LocalFile(str(path), lambda stream: None).deliver(consume)
+    descriptors = Path("/proc/self/fd").iterdir()
+    assert str(path) not in [os.readlink(link) for link in descriptors if link.is_symlink()], caught.value
+
+
 def test_reports_a_missing_local_file(tmp_path: Path) -> None:
     with pytest.raises(OSError) as missing:
         os.stat(tmp_path / "file")

@@ -140,7 +140,8 @@ def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
         shutil.rmtree(path, ignore_errors=True)  # a wine prefix takes 700 MB
 
 
-_EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(not WINDOWS, reason="wine's cmd expands values twice"))
+IS_WINE = not WINDOWS or "WINEPREFIX" in os.environ
+_EXCLAMATION = pytest.param("wow!dir", marks=pytest.mark.skipif(IS_WINE, reason="wine's cmd expands values twice"))
 
 
 @pytest.fixture(params=["plain", "with space", "données", "a & b (1)", _EXCLAMATION])

@@ -68,6 +68,8 @@ def _output(stream: TextIO | None) -> TextIO:
     """Wrap stdout or stderr so that writes never fail, even if the stream is closed, full or limited to ASCII."""
     if not isinstance(stream, io.TextIOWrapper):
         return open(os.devnull, "w", encoding="utf-8")
+    with contextlib.suppress(OSError):
+        stream.flush()  # before Python 3.9, stderr can hold earlier text
     return _Output(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
 
 

@@ -4,13 +4,14 @@ import collections
 import contextlib
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
 import sample_archive
-from cm_home import ROOT, CmHome
+from cm_home import ROOT, WINDOWS, CmHome
 from command import NO_COVERAGE, write_files
 from server import Server
 
@@ -94,6 +95,19 @@ def no_coverage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if not request.node.get_closest_marker("measured"):
         for name, value in NO_COVERAGE.items():
             monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Restore the default signal handlers, which child processes inherit, in case the tests run under nohup."""
+    numbers = [] if WINDOWS else [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in handlers.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

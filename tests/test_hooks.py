@@ -426,6 +426,7 @@ def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_interrupted_call_leaves_nothing(name: str, home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))

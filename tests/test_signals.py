@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
@@ -23,18 +23,6 @@ STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
 KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", *STOP_SIGNALS]
 
 pytestmark = pytest.mark.usefixtures("default_signals", "no_coverage")
-
-
-@pytest.fixture
-def default_signals() -> Iterator[None]:
-    """Restore the default signal handlers, which child processes inherit, in case the tests run under nohup."""
-    handlers = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in STOP_SIGNALS}
-    for number, handler in handlers.items():
-        if handler == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

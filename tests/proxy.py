@@ -79,7 +79,7 @@ class Proxy:
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Copy one direction of a connection until it ends."""
+    """Copy data in one direction until the connection closes."""
     try:
         while True:
             data = source.recv(65536)

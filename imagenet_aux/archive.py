@@ -145,7 +145,7 @@ class _Gzip:
 
     def __init__(self) -> None:
         self.can_read = False  # whether read() can return more bytes without another feed()
-        self.has_trailing_bytes = False  # whether data follows the last member; ignored, as by gzip(1)
+        self.has_trailing_bytes = False  # whether data follows the last member; like gzip(1), ignore it
         self._input = b""
         self._is_last = False  # whether no more input follows
         self._decompressor: Any = None

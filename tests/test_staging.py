@@ -633,7 +633,7 @@ def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path, 
     assert read_data(work) == sample_files
 
 
-def test_failed_fetch_removes_a_target_with_leftovers_only(work: Path, tmp_path: Path) -> None:
+def test_failed_fetch_removes_a_target_with_only_leftovers(work: Path, tmp_path: Path) -> None:
     """A killed process created the target."""
     make_leftover(work)
     (work / "data" / ".imagenet-aux.lock").touch()
@@ -782,7 +782,7 @@ def test_only_one_process_publishes_at_a_time(
             staged.wait(60)
 
     def meet() -> None:
-        """Wait for the other process to move files at the same time, which must not happen."""
+        """Record a failure if the other process moves files at the same time."""
         with contextlib.suppress(threading.BrokenBarrierError):
             moving.wait(2)
             met.append(True)

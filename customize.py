@@ -15,7 +15,7 @@ _URL = "WGET_URL"
 _SOURCES = (_URL, "DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")
 _EXTRACT_PATH = "EXTRACT_PATH"
 
-# For this script and every dependent one, the engines write env to a shell script as `export KEY="VALUE"`.
+# For this script and its dependents, the engines write env to a shell script as `export KEY="VALUE"`.
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -56,7 +56,7 @@ def postprocess(i):
     """Read the native script's result file and export the keys."""
     if not _is_on_stack(_calls.get("engine"), sys._getframe()):
         return _error("another thread of this process took over this call. Run one call at a time.")
-    call = dict(_calls)  # and keep it: until the engine's call ends, other calls may get the same cache entry
+    call = dict(_calls)  # leave _calls set: until the engine's call ends, other calls may get the same cache entry
     for key in [key for key in os.environ if key.startswith("CM_" + _PRIVATE)]:
         del os.environ[key]
     try:
@@ -81,7 +81,7 @@ def path_key(name):
 
 
 def _is_on_stack(frame, top):
-    """Return whether a stack contains the frame, so that its call has not ended."""
+    """Return whether the frame is on a stack, that is, its call is still running."""
     while top is not None and top is not frame:
         top = top.f_back
     return top is not None
@@ -93,7 +93,7 @@ def _error(reason):
 
 def _call_folder(env, frame):
     """Return the cache entry or the user's folder; another thread may have changed the working directory."""
-    entry = frame.f_locals.get("cached_path")  # in both engines; nothing in `i` names the entry
+    entry = frame.f_locals.get("cached_path")  # a variable in both engines; `i` does not contain it
     return os.path.abspath(entry) if entry and not _value(env, "OUTDIRNAME") else os.getcwd()
 
 
@@ -103,7 +103,7 @@ def _read_inputs(i, folder):
     own = _own_keys(call)
     current = _value(env, "TMP_CURRENT_PATH")
     url = _first(call.get("url"), *(_value(own, key) for key in _SOURCES), _variation_url(i))
-    checksum = _value(env, _CHECKSUM)  # input_mapping has put the input there
+    checksum = _value(env, _CHECKSUM)  # where input_mapping puts the input
     extract_path = _value(own, _EXTRACT_PATH)
     for name, value in (("url", url), ("checksum", checksum), (_EXTRACT_PATH, extract_path)):
         if not isinstance(value, str):
@@ -132,7 +132,7 @@ def _read_inputs(i, folder):
 
 
 def _own_keys(call):
-    """Return the env keys set for this call, without inherited ones: a parent script's describe other downloads."""
+    """Return the env keys set for this call, without inherited ones: a parent script's keys are for other downloads."""
     prefix = "local_" if call.get("recursion") else ""
     own = dict(call.get(prefix + "env") or {})
     for engine in _ENGINES:
@@ -214,7 +214,7 @@ def _is_cache_entry(folder, i):
 
 
 def _is_finished(entry, env):
-    """Return whether another call has completed this cache entry; the engines can assign one to concurrent calls."""
+    """Return whether another call has completed this cache entry; engines can assign one entry to concurrent calls."""
     states = [os.path.join(entry, engine + "-cached-state.json") for engine in ("cm", "mlc")]
     return not _value(env, "RENEW_CACHE_ENTRY") and any(map(os.path.exists, states))
 

@@ -1,4 +1,4 @@
-"""Unpack a gzip-compressed tar from a stream of bytes; refuse hostile archives.
+"""Unpack a gzip-compressed tar from a stream of bytes; reject hostile archives.
 
 This module does not write to disk. Memory use is limited to a few chunks, regardless of the sizes in headers. Only
 regular files and folders with safe names are accepted.
@@ -25,7 +25,7 @@ except ImportError:
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 10_000
-_MIN_MEMBER_BYTES = 1 << 16  # input with which a gzip member starts; isal cannot parse a header in two parts
+_MIN_MEMBER_BYTES = 1 << 16  # buffered before a gzip member starts, because isal cannot parse a split header
 _CHUNK_BYTES = 1 << 18
 
 _GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 
 
 def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
-    """Yield the wanted files of a gzip-compressed tar; skip other regular files and folders.
+    """Yield the wanted files in a gzip-compressed tar; skip other regular files and folders.
 
     Exhaust the iterator: only then are all checksums and trailers verified. Raise `ContentError` if the archive is
     damaged or hostile.
@@ -145,7 +145,7 @@ class _Gzip:
 
     def __init__(self) -> None:
         self.can_read = False  # whether read() can return more bytes without another feed()
-        self.has_trailing_bytes = False  # whether data follows the last member; ignored, as gzip(1) does
+        self.has_trailing_bytes = False  # whether data follows the last member; like gzip(1), ignore it
         self._input = b""
         self._is_last = False  # whether no more input follows
         self._decompressor: Any = None
@@ -153,7 +153,7 @@ class _Gzip:
         self._size = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Add compressed bytes; an empty chunk is the last one."""
+        """Add compressed bytes; an empty chunk marks the end."""
         if not self.has_trailing_bytes:
             self._input += chunk
             self._is_last = not chunk

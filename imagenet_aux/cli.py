@@ -23,7 +23,7 @@ from .streams import Stream
 from .verify import File, inspect_folder, missing
 
 _DESCRIPTION = "Fetch the Caffe ImageNet 2012 auxiliary files and verify them against their published digests."
-_EXIT_CODES = "exit codes: 0 success; 1 failure; 2 wrong usage; 129, 130 or 143 interrupted by a signal"
+_EXIT_CODES = "exit codes: 0 success; 1 failure; 2 usage error; 129, 130 or 143 interrupted by a signal"
 _FETCH_EXAMPLE = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into imagenet-aux"
 _SHOW_EXAMPLE = "example: imagenet-aux show imagenet-aux"
 _DEBUG = "IMAGENET_AUX_DEBUG"
@@ -53,11 +53,11 @@ def run() -> NoReturn:
 
 
 def main(argv: list[str] | None = None, manifest: Manifest = MANIFEST) -> int:
-    """Run the command with these arguments, by default those of the process, and return its exit code."""
+    """Run the command with *argv* (default: the process's arguments), and return its exit code."""
     parser = _parser()
     argv = sys.argv[1:] if argv is None else argv
     if any(argument.startswith("--") and argument.endswith("=--") for argument in argv):
-        parser.error("option value: expected text, got '--'")  # argparse before Python 3.13 removes it
+        parser.error("option value: expected text, got '--'")  # before Python 3.13, argparse drops it
     args = parser.parse_args(argv)
     if args.command == "show":
         return _show(args.folder, manifest)
@@ -147,7 +147,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
 
 
 def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Progress) -> tuple[int, dict[str, Any]]:
-    """Return the exit code and the content of the result file."""
+    """Fetch, and return the exit code and the content of the result file."""
     request = {"requested": args.source, "folder": args.into}
     received = _record_signals()
 

@@ -83,7 +83,7 @@ class Download(Stream):
                 if isinstance(fault, Unreachable) and not self._has_response:
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
-            gc.collect()  # urllib3's errors refer to responses, in cycles, and the command disables the collector
+            gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
 
     def _response(self) -> Exchange:
         """Return the open response; if there is none, request the remaining bytes."""
@@ -166,7 +166,7 @@ class Download(Stream):
         if self.received - self._best >= MIN_PROGRESS_BYTES:
             self._attempts, self._best = 0, self.received
         self._total += len(chunk)
-        if self._total > MAX_BYTES:  # a server that cuts every response could cause endless traffic
+        if self._total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
             raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
         self._rate_bytes += len(chunk)
         seconds = self.waited - self._rate_start
@@ -181,7 +181,7 @@ class Download(Stream):
             raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
 
     def _wait_to_retry(self, reason: str, pause: float | None) -> None:
-        """Wait before the next attempt; raise `SourceError` if the limits are exhausted."""
+        """Wait before the next attempt; raise `SourceError` if a limit is reached."""
         self._attempts += 1
         requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
         if pause is None:

@@ -38,5 +38,5 @@ def shorten(value: object) -> str:
 
 
 def redact(text: str) -> str:
-    """Remove user names and passwords from any URLs in the text, even if the password should have been encoded."""
+    """Remove user names and passwords from any URLs in the text, even if a password is not percent-encoded."""
     return re.sub(r"(?<!\w)//([^/?#\s]*|[^/?#\s@]*:(?!\d*[/?#])\S*)@", "//", text)

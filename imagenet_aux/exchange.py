@@ -19,8 +19,8 @@ from .errors import SourceError, shorten
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK_BYTES = 1 << 18
-_MAX_CHUNKS = 8  # received ahead of the caller
-_MAX_HEADER_BYTES = 1 << 18  # total of all responses in a chain of redirects
+_MAX_CHUNKS = 8  # buffered for the caller
+_MAX_HEADER_BYTES = 1 << 18  # in total for all responses in a redirect chain
 _MAX_REDIRECTS = 20
 _JOIN_SECONDS = 5.0
 
@@ -32,7 +32,7 @@ MIN_CHUNK_BYTES = 4096
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
 
 
-# requests does not wrap all errors of urllib3, http.client and the OS, so catch those too.
+# The requests library does not wrap all urllib3, http.client and OS errors, so catch those too.
 _REQUEST_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 # The first entry whose type matches the error or any of its causes applies.
 _ERROR_TEXTS = (
@@ -49,7 +49,7 @@ _ERROR_TEXTS = (
 
 
 class ConnectionFault(SourceError):
-    """A fault that another request may fix, after *pause* seconds; None for the default backoff."""
+    """A fault that another request may fix, after *pause* seconds (None: the default backoff)."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -57,14 +57,14 @@ class ConnectionFault(SourceError):
 
 
 class Unreachable(ConnectionFault):
-    """There was no response, and the cause does not look transient: an unknown host, a refused connection, TLS."""
+    """No response, probably for a lasting reason: an unknown host, a refused connection, a TLS error."""
 
 
 class Exchange:
-    """A GET request, sent when the object is created; *on_wait* receives the seconds of each wait.
+    """A GET request, sent when the object is created; *on_wait* receives the duration of each wait, in seconds.
 
     The requests library has no time limit for headers, so a thread runs the request, and the caller waits for it.
-    Time while the process is suspended does not count.
+    Time that the process spends suspended does not count.
     """
 
     def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> None:
@@ -80,7 +80,7 @@ class Exchange:
         self._thread.start()
 
     def response(self) -> requests.Response:
-        """Wait for the headers and return the response, after any redirects; raise `ConnectionFault`."""
+        """Wait for the headers and return the response, after any redirects; raise `ConnectionFault` on failure."""
         response = cast(requests.Response, self._next())
         self._has_response, self._waited = True, 0.0
         return response
@@ -106,11 +106,11 @@ class Exchange:
             self._thread.join(0.01)
 
     def _next(self) -> Any:
-        """Return the response, a chunk, or None at the end; raise the thread's exception."""
+        """Return the response, then each chunk, then None; raise the thread's exception."""
         while self._waited < STALL_SECONDS:
             started = time.monotonic()
             try:
-                # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension adds at most one.
+                # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
                 item = self._items.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 self._count(POLL_SECONDS)
@@ -144,7 +144,7 @@ class Exchange:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """An HTTP adapter that lets another thread shut down the connection."""
+    """An HTTP adapter whose connection another thread can shut down."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -156,7 +156,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the same for requests before 2.32."""
+        """Do the same in requests < 2.32."""
         return self._tracked(super().get_connection(*args, **kwargs))
 
     def stop(self) -> None:
@@ -171,7 +171,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()
                 adapter._replace_socket(sock.dup())
-                sock.settimeout(None)  # also for the TLS handshake, which the timeout in `Exchange` covers
+                sock.settimeout(None)  # the time limit in `Exchange` also covers the TLS handshake
                 return sock
 
         pool.ConnectionCls = Connection
@@ -190,11 +190,11 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[Any]:
-    """Yield the response to a request, after any redirects, then the raw chunks of its body as they arrive."""
+    """Send a request; yield the final response, then the raw chunks of its body as they arrive."""
     header_bytes = 0
 
     def check_response(response: requests.Response, **_: object) -> None:
-        """Limit the headers, and close a redirect response, because requests would read its whole body."""
+        """Limit the headers, and close redirect responses, because the requests library would read their bodies."""
         nonlocal header_bytes
         header_bytes += sum(len(name) + len(value) for name, value in response.raw.headers.items())
         if response.is_redirect or header_bytes > _MAX_HEADER_BYTES:
@@ -209,7 +209,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[A
         session.hooks["response"].append(check_response)
         # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
-        # No read timeout: the caller has one, which excludes time while the process is suspended.
+        # No read timeout: the caller enforces one that excludes suspended time.
         with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
             yield response
             # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
@@ -233,7 +233,7 @@ def _describe(error: Exception, host: str) -> str:
     """Describe a failed request in one line."""
     chain = list(_causes(error))
     text = next(text for kind, text in _ERROR_TEXTS if any(isinstance(cause, kind) for cause in chain))
-    request = getattr(error, "request", None)  # the last request in a chain of redirects
+    request = getattr(error, "request", None)  # the last request in a redirect chain
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
     return text.format(
         host=host_name(request.url) if request is not None else host, cause=shorten(cause), error=shorten(error)

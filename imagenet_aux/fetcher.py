@@ -87,7 +87,7 @@ def fetch(
 
 
 class _Abort(BaseException):
-    """Carries an exception of *watch* past the handlers for errors of sources and files."""
+    """Carries an exception from *watch* past the handlers for source and file errors."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Fetch(NamedTuple):
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
 
     def _stage_transfer(self, item: sources.Transfer, left: int) -> list[File]:
-        """Stage the files of one transfer; a single file may have at most *left* bytes."""
+        """Stage the files from one transfer; a single file may have at most *left* bytes."""
         stream = streams.open_stream(item.location, self.watch, self.min_rate)
         if not item.name:
             return stream.deliver(self._unpack)
@@ -161,7 +161,7 @@ class _Fetch(NamedTuple):
             raise SourceError(f"{item.name}: {error}") from None
 
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
-        """Stage the files of an archive, and verify them by its digest or theirs."""
+        """Stage the files in an archive, and verify them by the archive's digest or their own."""
         digest = self.source.digest
         hasher = new_hash(digest) if digest else None
         files = []
@@ -190,14 +190,14 @@ class _Fetch(NamedTuple):
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:
         """Write a staged file and compute its digest."""
-        # If the archive must match, its digest decides alone: hashing the files too would take a tenth of a fetch.
+        # If the archive must match, its digest is enough: hashing the files too would add a tenth to the time.
         expected = "" if self.source.require_match else self.manifest.files[name]
         inspector = FileInspector(name, expected, size or 0)
         with self.staging.create(name) as file:
             for chunk in chunks:
                 file.write(chunk)
                 inspector.update(chunk)
-        # A git blob id starts with the size; if it is unknown, hash the file after writing it.
+        # A git blob id depends on the size; if that is unknown, hash the file after writing it.
         result = inspector.result() if size is not None else inspect_file(self.staging.path(name), self.manifest)
         if self.source.builtin and not self.source.digest and not result.verified:
             raise ContentError(f"{name} differs from the published file", may_be_incomplete=True)
@@ -213,7 +213,7 @@ class _Fetch(NamedTuple):
 
 
 def _hashed(chunks: Iterable[bytes], hasher: Any) -> Iterator[bytes]:
-    """Pass chunks through, and add them to the hash if one is given."""
+    """Pass chunks through; update *hasher*, if any, with each."""
     for chunk in chunks:
         if hasher:
             hasher.update(chunk)

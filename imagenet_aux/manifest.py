@@ -24,15 +24,15 @@ class Manifest(NamedTuple):
     """The dataset's files and mirrors."""
 
     files: Mapping[str, str]  # the hex digest of each file: SHA-256 (64 digits) or git blob id (40 digits)
-    mirrors: tuple[Mirror, ...]  # in the order to try them
+    mirrors: tuple[Mirror, ...]  # tried in this order
 
 
 _GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
 _FORK = "https://raw.githubusercontent.com/xjsXjtu/caffe/d72c9e722fe951609da2dc37355cf3b621cbb6a6/data/ilsvrc12"
 
 MANIFEST = Manifest(
-    # Several independent public repositories agree on each digest. For train.txt and imagenet.bet.pickle, only the git
-    # blob id is known.
+    # Each digest is confirmed by several independent public repositories. For train.txt and imagenet.bet.pickle, only
+    # the git blob id is known.
     files={
         "det_synset_words.txt": "7b526fc8f4e4ed27a6b71d83dfec93c7ab2906b7cd257b996357bbe1aacf69ce",
         "imagenet.bet.pickle": "e77f4e9a9130e35385d2896c3d287d3a3f8836c9",

@@ -70,7 +70,7 @@ def _user_source(source: str, checksum: str, manifest: Manifest) -> Source:
     try:
         present = set(os.listdir(path))
     except OSError as error:
-        if isinstance(error, NotADirectoryError) or os.path.isfile(path):  # wine reports another error for a file
+        if isinstance(error, NotADirectoryError) or os.path.isfile(path):  # wine reports a different error for a file
             return Source(path, [Transfer(path)], digest=checksum, require_match=bool(checksum))
         raise FetchError(f"{path} cannot be read: {error.strerror}") from None
     if checksum:

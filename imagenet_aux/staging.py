@@ -1,6 +1,6 @@
 """Stage files in a hidden folder inside the target, then publish them with atomic renames.
 
-There, they are on the same file system and inherit the target's group and access control list.
+Inside the target, they are on its file system and inherit its group and access control list.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READER_SECONDS = 5.0
 _REMOVAL_SECONDS = 1.0
 # Raised on Windows while another program has the file open, or is removing it.
 _IN_USE: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
-# Raised while another process is removing the lock file, or a folder that it had created.
+# Raised while another process is removing the lock file, or a folder that it created.
 _BEING_REMOVED: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError, *_IN_USE)
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
@@ -143,7 +143,7 @@ class Staging:
         with _wrap_os_errors(path), contextlib.suppress(FileNotFoundError):
             try:
                 if sys.platform == "win32":
-                    # Windows links a file that is open, but cannot remove the link then. It refuses to rename the file.
+                    # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
                     _retry(lambda: os.rename(path, path), _IN_USE, _READER_SECONDS)
                     os.link(path, old)
                 else:
@@ -174,7 +174,7 @@ class Staging:
 def _new_folders(target: str) -> list[str]:
     """Return the folders to remove if nothing is published, parents first: those that do not exist yet.
 
-    If the target contains only other calls' staging folders, one of them created it, so that is included too.
+    If the target contains only other calls' staging folders, one of those calls created it, so it is included.
     """
     with contextlib.suppress(FileNotFoundError):
         names = os.listdir(target)
@@ -218,7 +218,7 @@ def _open_lock_file(path: str) -> IO[bytes]:
         return open(path, "r+b")
     if sys.platform != "win32":
         with contextlib.suppress(OSError):  # some file systems have no permissions
-            os.fchmod(file.fileno(), 0o666)  # other users lock it too
+            os.fchmod(file.fileno(), 0o666)  # so that other users can lock it
     return file
 
 
@@ -257,7 +257,7 @@ def _is_same_file(file: IO[bytes], path: str) -> bool:
 
 
 def _is_abandoned(folder: str, is_local: bool) -> bool:
-    """Return whether a staging folder's process was killed: its lock is free or, on other hosts, it is a day old."""
+    """Return whether a staging folder is abandoned: its lock is free or, if from another host, it is a day old."""
     try:
         if not is_local:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS

@@ -112,7 +112,7 @@ def new_hash(digest: str) -> Any:
 
 
 def digest_name(digest: str) -> str:
-    """Return the algorithm of a hex digest, judged by its length."""
+    """Return the name of a hex digest's algorithm, based on its length."""
     return _ALGORITHMS[len(digest)]
 
 

@@ -32,7 +32,7 @@ class CmHome:
     path : Path
         An empty folder.
     template : Path, optional
-        The folder of a home to copy, with its index of scripts, because indexing takes three seconds.
+        An existing home to copy, including its script index, because indexing takes three seconds.
     """
 
     def __init__(self, path: Path, template: Path | None = None) -> None:
@@ -127,10 +127,10 @@ class CmHome:
 
 
 def clean_env(**variables: str) -> dict[str, str]:
-    """Return a minimal environment: a few inherited variables, and the given ones."""
+    """Return a minimal environment: a few inherited variables, plus the given ones."""
     inherited = {key: value for key, value in os.environ.items() if _INHERITED.fullmatch(key.upper())}
     return {
         **inherited,
-        "PYTHONIOENCODING": "utf-8",
+        "PYTHONIOENCODING": "utf-8",  # the default differs for Windows pipes
         **variables,
-    }  # the default differs for Windows pipes
+    }

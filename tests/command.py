@@ -15,7 +15,7 @@ from cm_home import ROOT, WINDOWS, clean_env
 
 from imagenet_aux.manifest import Manifest
 
-# Disables coverage measurement, which doubles the time of a fetch, for code that other tests cover.
+# Variables that disable coverage measurement, which doubles the time of a fetch, for code that other tests cover.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
 
 # Turn warnings into errors, except urllib3's about LibreSSL, which Apple's Python uses.

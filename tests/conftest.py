@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """Return a function that makes a folder once for all workers of xdist, given its name and a function to fill it."""
+    """Return a function that makes a folder once for all xdist workers, given its name and a function to fill it."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # contains the temporary folders of all workers
@@ -59,7 +59,7 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold a lock: a folder, which only one process can create."""
+    """Hold a lock. The lock is a folder, because only one process can create it."""
     deadline = time.monotonic() + 300
     while True:
         try:
@@ -88,9 +88,9 @@ def home(tmp_path: Path, home_template: Path) -> CmHome:
 
 @pytest.fixture
 def no_coverage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no coverage of child processes, which doubles their time, except in tests marked as ``measured``.
+    """Disable coverage measurement of child processes, except in tests marked as ``measured``.
 
-    For modules that test code which other modules cover.
+    Measuring doubles their run time. Use this in modules that test code which other modules cover.
     """
     if not request.node.get_closest_marker("measured"):
         for name, value in NO_COVERAGE.items():
@@ -127,7 +127,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def sample_files() -> dict[str, bytes]:
-    """Make every file of the manifest, at about a hundredth of the published size."""
+    """Make every file in the manifest, at about a hundredth of the published size."""
     files = sample_archive.make_files(0.01)
     return {name: files.get(name, b"sample\n") for name in MANIFEST.files}
 

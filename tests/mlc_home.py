@@ -1,4 +1,4 @@
-"""Run MLC from PyPI on the script of a CM home."""
+"""Run MLC from PyPI on the script in a CM home."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cm_home import TAGS, CmHome
 
 
 class MlcHome:
-    """An MLC installation folder in a CM home, with a copy of the same script folder.
+    """An MLC folder in a CM home, with a copy of the script.
 
-    MLC would download scripts if it found none.
+    Without a script, MLC would download the upstream ones.
     """
 
     def __init__(self, home: CmHome) -> None:
@@ -38,7 +38,7 @@ class MlcHome:
         return result
 
     def export_keys(self, *arguments: str) -> dict[str, str]:
-        """Run ``mlcr get,aux,imagenet-aux`` with these arguments, and return the keys in the cache."""
+        """Run ``mlcr get,aux,imagenet-aux`` with these arguments, and return the cached keys."""
         self.home.run_command("mlcr", TAGS, *arguments, check=True)
         (state,) = self.repos.glob("local/cache/*/mlc-cached-state.json")
         new_env: dict[str, str] = json.loads(state.read_text())["new_env"]

@@ -61,7 +61,7 @@ class Proxy:
                 fault = proxy._faults.get(len(proxy.hosts), "refuse" if host in proxy._down else "")
                 proxy.hosts.append(host)
                 if fault == "refuse":
-                    status = b"410 Gone for good" if host in proxy._down else b"503 Try later"
+                    status = b"410 Gone" if host in proxy._down else b"503 Try later"
                     self.wfile.write(b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
                     return
                 port = proxy._ports["http" if fault == "plain" else scheme]
@@ -79,7 +79,7 @@ class Proxy:
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Copy one direction of a connection until it ends."""
+    """Copy data in one direction until the connection closes."""
     try:
         while True:
             data = source.recv(65536)

@@ -1,6 +1,6 @@
-"""Generate a sample archive: eight files shaped like the published ones, with AppleDouble entries as in Berkeley's.
+"""Generate a sample archive of eight files shaped like the published ones.
 
-``python sample_archive.py FILE`` writes the archive at full size.
+Like Berkeley's archive, it contains AppleDouble entries. ``python sample_archive.py FILE`` writes it at full size.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _random_word(rng: random.Random) -> str:
 
 
 def _random_bytes(rng: random.Random, size: int) -> bytes:
-    """Make bytes that gzip compresses to five sixths, so that the whole archive has the published size."""
+    """Make bytes that gzip compresses to five sixths of their size, so that the archive has the published size."""
     return bytes(rng.choices(range(99), k=size)) if size < 1 << 20 else _random_bytes(rng, 1 << 19) * (size >> 19)
 
 

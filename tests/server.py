@@ -25,7 +25,7 @@ class Reply:
     status : int or None
         Status code; None: 200, or 206 for a Range request.
     headers : dict of str or callable
-        Additional or replaced headers; a callable is evaluated when the response is sent.
+        Additional or replacement headers; a callable is evaluated when the response is sent.
     body : bytes or None
         Sent instead of the served file.
     ranges : bool

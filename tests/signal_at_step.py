@@ -5,7 +5,7 @@ given step; in ``repeat`` mode, also before every later step. Write a line with 
 signal) and the step's name (empty if there were fewer steps). A step is a Python audit event.
 """
 
-import locale  # noqa: F401 - argparse imports it late
+import locale  # noqa: F401 - otherwise argparse would import it during the run
 import os
 import signal
 import sys
@@ -19,7 +19,7 @@ STEPS = {
 
 
 def run(number: int, step: int, repeat: bool, report: int) -> None:
-    """Run the command and exit."""
+    """Run the command, send the signal at the step, and exit."""
     count = 0
 
     def send_signal(event: str, args: object) -> None:

@@ -90,7 +90,7 @@ def test_fetch_replaces_other_files_only_if_allowed(source: Path, tmp_path: Path
     assert read_files(data) == read_files(source)
 
 
-def test_fetch_tries_the_mirrors_of_a_manifest(
+def test_fetch_tries_the_mirrors_in_a_manifest(
     manifest: Manifest, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     result = imagenet_aux.fetch(into=tmp_path / "data", manifest=manifest)
@@ -112,7 +112,7 @@ def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:
 def test_exception_in_watch_aborts_the_fetch(
     kind: type[BaseException], is_local: bool, source: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
-    """The exception is not taken for an error of the file, the connection or the mirror."""
+    """The exception is not mistaken for a file, connection or mirror error."""
     error = kind("mine")
 
     def watch(stream: object) -> None:
@@ -191,7 +191,7 @@ def run_pip(*arguments: object) -> None:
 @pytest.fixture(scope="session")
 def installed(make_once: MakeOnce) -> Path:
     """Install the project with pip into a new environment and return the folder of its commands."""
-    venv = pytest.importorskip("venv", reason="the embeddable Python of Windows has no venv")
+    venv = pytest.importorskip("venv", reason="Python's embeddable Windows build has no venv")
     commands = Path("venv", "Scripts" if WINDOWS else "bin")
 
     def install(folder: Path) -> None:
@@ -208,7 +208,7 @@ def installed(make_once: MakeOnce) -> Path:
 
 @pytest.mark.parametrize("command", [["imagenet-aux"], ["python", "-m", "imagenet_aux"]], ids=["script", "module"])
 def test_installed_command(command: list[str], installed: Path, source: Path, tmp_path: Path) -> None:
-    """Run the command in an environment without requests and cmind."""
+    """Run the command in an environment without the requests and cmind packages."""
     call = [str(installed / command[0]), *command[1:]]
     version = subprocess.run([*call, "--version"], env=clean_env(), capture_output=True, encoding="utf-8", check=True)
     assert version.stdout == f"{imagenet_aux.__version__}\n"

@@ -105,12 +105,12 @@ def pax_record(key: str, value: str) -> bytes:
 
 
 def plain_files(folder: str = "", **fields: Any) -> bytes:
-    """Build an entry for each file of CONTENT."""
+    """Build an entry for each file in CONTENT."""
     return b"".join(tar_entry(folder + name, data, **fields) for name, data in CONTENT.items())
 
 
 def folder_entry(name: str, data: bytes = b"", **fields: Any) -> bytes:
-    """Build the entry of a folder."""
+    """Build an entry for a folder."""
     return tar_entry(name, data, type=b"5", **fields)
 
 
@@ -140,7 +140,7 @@ LONG_ENTRY = r"entry '\./\./@LongLink': expected a regular file or a folder, "
 
 
 class Hostile(NamedTuple):
-    """Entries that must be refused, and a pattern for the error."""
+    """Entries that must be rejected, and a pattern for the error."""
 
     name: str
     entries: bytes
@@ -176,7 +176,7 @@ def bad_pax(description: str, records: bytes) -> Hostile:
 
 
 def overrides(key: str) -> str:
-    """Return the pattern of the message about a pax override."""
+    """Return a pattern for the message about a pax override."""
     return rf"pax header overrides {re.escape(key)}"
 
 
@@ -214,7 +214,7 @@ HOSTILE = [
     bad_name("\u202etxt.niart"),
     bad_name("\udcfftrain.txt"),
     # Links
-    bad_type("symlink out of the folder", "train.txt", b"2", linkname="../val.txt"),
+    bad_type("symlink to a path outside the folder", "train.txt", b"2", linkname="../val.txt"),
     bad_type("symlink to an absolute path", "train.txt", b"2", linkname="/etc/passwd"),
     bad_type("symlink to itself", "train.txt", b"2", linkname="train.txt"),
     bad_type("symlink with the name of an earlier file", "val.txt", b"2", linkname="synsets.txt"),
@@ -224,7 +224,7 @@ HOSTILE = [
         tar_entry("a", b"", type=b"2", linkname="..") + tar_entry("a/train.txt"),
         r"entry 'a': expected a regular file or a folder, got type b'2'",
     ),
-    bad_type("hard link out of the folder", "train.txt", b"1", linkname="../val.txt"),
+    bad_type("hard link to a path outside the folder", "train.txt", b"1", linkname="../val.txt"),
     bad_type("hard link to an absolute path", "train.txt", b"1", linkname="/etc/passwd"),
     bad_type("hard link to another entry", "train.txt", b"1", linkname="val.txt"),
     bad_type("hard link with the name of an earlier file", "val.txt", b"1", linkname="val.txt"),
@@ -266,7 +266,7 @@ HOSTILE = [
     Hostile("folder with content", folder_entry("a/", b"hi"), r"folder 'a': expected no data, got 2 bytes"),
     # Duplicates
     Hostile("same file twice", tar_entry("train.txt") * 2, DUPLICATE),
-    Hostile("same name, other content", tar_entry("train.txt") + tar_entry("train.txt", b"other"), DUPLICATE),
+    Hostile("same name, different content", tar_entry("train.txt") + tar_entry("train.txt", b"other"), DUPLICATE),
     Hostile("./train.txt, then train.txt", tar_entry("./train.txt") + tar_entry("train.txt"), DUPLICATE),
     Hostile("train.txt, then ./train.txt", tar_entry("train.txt") + tar_entry("./train.txt"), DUPLICATE),
     Hostile("top/train.txt, then train.txt", tar_entry("top/train.txt") + tar_entry("train.txt"), DUPLICATE),
@@ -333,7 +333,7 @@ HOSTILE = [
     bad_size("27 digits", b"\x80" + b"\x7f" * 11, r"entry 'train\.txt': expected 0 to 200 MiB, got \d{27} bytes"),
     bad_size("largest in octal", b"77777777777\0", r"entry 'train\.txt': expected 0 to 200 MiB, got 8589934591 bytes"),
     bad_size("2 GiB", b"20000000000\0", r"entry 'train\.txt': expected 0 to 200 MiB, got 2147483648 bytes"),
-    bad_size("text", b"many bytes\0\0", r"not a tar, or damaged: invalid header"),
+    bad_size("not a number", b"many bytes\0\0", r"not a tar, or damaged: invalid header"),
     bad_size("beyond the end", b"00000777777\0", TAR_TRUNCATED),
     Hostile(
         "negative pax header",
@@ -351,7 +351,7 @@ HOSTILE = [
         r"not a tar, or damaged: bad checksum",
     ),
     Hostile(
-        "mode that is text",
+        "non-numeric mode",
         patch_header(tar_entry("train.txt"), 100, b"rw-r--r"),
         r"not a tar, or damaged: invalid header",
     ),
@@ -379,7 +379,7 @@ def take_snapshot(folder: Path) -> dict[str, object]:
     return found
 
 
-def assert_refused(target: Path, archive: Path, pattern: str) -> None:
+def assert_rejected(target: Path, archive: Path, pattern: str) -> None:
     """Fetch an archive, and check that the error matches the pattern and that nothing was written anywhere."""
     before = take_snapshot(target.parent.parent)
     with pytest.raises(FetchError) as caught:
@@ -391,16 +391,16 @@ def assert_refused(target: Path, archive: Path, pattern: str) -> None:
 
 
 @pytest.mark.parametrize("row", HOSTILE, ids=lambda row: ascii(row.name))
-def test_refuses_a_hostile_archive(row: Hostile, target: Path, tmp_path: Path) -> None:
+def test_rejects_a_hostile_archive(row: Hostile, target: Path, tmp_path: Path) -> None:
     tar = plain_files() + row.entries + tar_entry("synset_words.txt") + END
-    assert_refused(target, write_chunks(tmp_path / "a.tar.gz", [gzip.compress(tar)]), row.error)
+    assert_rejected(target, write_chunks(tmp_path / "a.tar.gz", [gzip.compress(tar)]), row.error)
 
 
 # Damaged archives and other formats
 
 
 class Damaged(NamedTuple):
-    """A file that must be refused, and a pattern for the error."""
+    """A file that must be rejected, and a pattern for the error."""
 
     name: str
     data: bytes
@@ -422,7 +422,7 @@ DAMAGED = [
     # Other formats
     Damaged("empty file", b"", r"empty: expected a \.tar\.gz archive"),
     Damaged("garbage", b"garbage" * 99, NOT_GZIP + r"bytes that start with b'garbagegarbagega'"),
-    Damaged("one byte of a gzip", GOOD[:1], NOT_GZIP + r"bytes that start with b'\\x1f'"),
+    Damaged("first byte of a gzip file", GOOD[:1], NOT_GZIP + r"bytes that start with b'\\x1f'"),
     Damaged("uncompressed tar", TAR, NOT_GZIP + "an uncompressed tar" + ADVICE),
     Damaged("uncompressed pax tar", pax_header() + TAR, NOT_GZIP + "an uncompressed tar" + ADVICE),
     Damaged("zip", zip_archive(), NOT_GZIP + "a zip archive" + ADVICE),
@@ -431,19 +431,19 @@ DAMAGED = [
     Damaged("tar.zst", b"\x28\xb5\x2f\xfd\x04\x58" + bytes(600), NOT_GZIP + "a zstd archive" + ADVICE),
     Damaged("HTML comments", b"<!---->" * 140, r"HTML or XML instead of the file: .*"),
     # Gzip files that do not contain a tar
-    Damaged("gzip of text", gzip.compress(b"no tar\n" * 999), NOT_TAR + r", or damaged: .*"),
-    Damaged("gzip of nothing", gzip.compress(b""), NOT_TAR + r": it unpacks to 0 bytes"),
-    Damaged("gzip of a line", gzip.compress(b"no tar\n"), NOT_TAR + r": it unpacks to 7 bytes"),
-    Damaged("gzip of 10240 zeros", gzip.compress(bytes(10240)), NO_FILES),
-    Damaged("gzip of 512 zeros", gzip.compress(bytes(512)), NO_FILES),
+    Damaged("gzipped text", gzip.compress(b"no tar\n" * 999), NOT_TAR + r", or damaged: .*"),
+    Damaged("gzipped empty file", gzip.compress(b""), NOT_TAR + r": it unpacks to 0 bytes"),
+    Damaged("gzipped line", gzip.compress(b"no tar\n"), NOT_TAR + r": it unpacks to 7 bytes"),
+    Damaged("gzipped 10240 zeros", gzip.compress(bytes(10240)), NO_FILES),
+    Damaged("gzipped 512 zeros", gzip.compress(bytes(512)), NO_FILES),
     # Truncated tars
-    Damaged("tar with half of its end", gzip.compress(TAR[:-513]), TAR_TRUNCATED),
-    Damaged("tar cut in a header", gzip.compress(plain_files()[:-1]), TAR_TRUNCATED),
-    Damaged("tar cut in a file", gzip.compress(plain_files()[: BLOCK + 9]), TAR_TRUNCATED),
-    Damaged("tar cut in the padding of a file", gzip.compress(plain_files()[: 2 * BLOCK - 1]), TAR_TRUNCATED),
+    Damaged("tar with half of the end-of-archive marker", gzip.compress(TAR[:-513]), TAR_TRUNCATED),
+    Damaged("tar truncated in a header", gzip.compress(plain_files()[:-1]), TAR_TRUNCATED),
+    Damaged("tar truncated in a file", gzip.compress(plain_files()[: BLOCK + 9]), TAR_TRUNCATED),
+    Damaged("tar truncated in the padding after a file", gzip.compress(plain_files()[: 2 * BLOCK - 1]), TAR_TRUNCATED),
     Damaged("tar that ends with a pax header", gzip.compress(plain_files() + pax_header()), TAR_TRUNCATED),
     Damaged(
-        "no end-of-archive, bytes after the gzip trailer",
+        "no end-of-archive marker, bytes after the gzip trailer",
         gzip.compress(plain_files()) + b"garbage",
         r"truncated: expected an end-of-archive block in the tar, got trailing data",
     ),
@@ -452,21 +452,21 @@ DAMAGED = [
     Damaged("half of a gzip trailer", GOOD[:-4], GZIP_TRUNCATED),
     Damaged("half of a gzip header", GOOD[:5], GZIP_TRUNCATED),
     Damaged("gzip header only", GOOD[:10], GZIP_TRUNCATED),
-    Damaged("second gzip member cut", GOOD + GOOD[:99], GZIP_TRUNCATED),
-    Damaged("second gzip header cut", GOOD + GOOD[:5], GZIP_TRUNCATED),
+    Damaged("second gzip member truncated", GOOD + GOOD[:99], GZIP_TRUNCATED),
+    Damaged("second gzip header truncated", GOOD + GOOD[:5], GZIP_TRUNCATED),
     Damaged("wrong CRC", GOOD[:-8] + b"\0\0\0\0" + GOOD[-4:], DAMAGED_GZIP),
     Damaged("wrong length in the gzip trailer", GOOD[:-4] + b"\0\0\0\0", DAMAGED_GZIP),
     Damaged("flipped bit in a file", STORED[:600] + bytes([STORED[600] ^ 1]) + STORED[601:], DAMAGED_GZIP),
     Damaged("unknown compression method", GOOD[:2] + b"\7" + GOOD[3:], DAMAGED_GZIP),
-    Damaged("second gzip member of garbage", GOOD + GZIP_HEADER + b"garbage" * 99, DAMAGED_GZIP),
+    Damaged("garbage in the second gzip member", GOOD + GZIP_HEADER + b"garbage" * 99, DAMAGED_GZIP),
     Damaged("unsafe name, no gzip trailer", gzip.compress(tar_entry("../val.txt") + END)[:-8], UNSAFE_NAME),
     Damaged("wrong CRC, bytes after the gzip trailer", GOOD[:-8] + b"\0\0\0\0" + GOOD[-4:] + b"text", DAMAGED_GZIP),
 ]
 
 
 @pytest.mark.parametrize("row", DAMAGED, ids=lambda row: row.name)
-def test_refuses_a_damaged_archive(row: Damaged, target: Path, tmp_path: Path) -> None:
-    assert_refused(target, write_chunks(tmp_path / "a.tar.gz", [row.data]), row.error)
+def test_rejects_a_damaged_archive(row: Damaged, target: Path, tmp_path: Path) -> None:
+    assert_rejected(target, write_chunks(tmp_path / "a.tar.gz", [row.data]), row.error)
 
 
 # Decompression bombs
@@ -481,7 +481,7 @@ class Bomb(NamedTuple):
 
 
 def sized(name: str, size: int) -> bytes:
-    """Build the header of a file of this size."""
+    """Build the header for a file of this size."""
     return tar_entry(name, b"", size=size)
 
 
@@ -499,7 +499,7 @@ def many_empty_gzip_members() -> Iterator[bytes]:
 
 
 def sized_pax_header(size: int) -> bytes:
-    """Build the header block of a pax header of this size."""
+    """Build the first block of a pax header of this size."""
     return patch_header(pax_header(), 124, b"%011o\0" % size)
 
 
@@ -516,16 +516,16 @@ BOMBS = [
         r"entry 'train\.txt': expected 0 to 200 MiB, got 2147483648 bytes",
     ),
     Bomb(
-        "files of 300 MiB, each below the limit",
+        "300 MiB of files, each below the limit",
         lambda: [gzip.compress(b"".join(two_large_files()), 1)],
         UNPACKS_TO_TOO_MUCH,
     ),
     Bomb(
-        "unwanted files of 2 GiB",
+        "2 GiB of unwanted files",
         lambda: compress_repeated(b"", sized("x", MIB) + bytes(MIB), 2048),
         UNPACKS_TO_TOO_MUCH,
     ),
-    Bomb("2 GiB after the end-of-archive", lambda: compress_repeated(TAR, bytes(MIB), 2048), UNPACKS_TO_TOO_MUCH),
+    Bomb("2 GiB after the end of the tar", lambda: compress_repeated(TAR, bytes(MIB), 2048), UNPACKS_TO_TOO_MUCH),
     Bomb("2 GiB of zeros", lambda: compress_repeated(b"", bytes(MIB), 2048), UNPACKS_TO_TOO_MUCH),
     Bomb("2 GiB in gzip members of 100 MiB", lambda: [gzip.compress(bytes(100 * MIB), 1)] * 20, UNPACKS_TO_TOO_MUCH),
     Bomb(
@@ -580,7 +580,7 @@ BOMBS = [
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss and st_blocks have Linux units")
 @pytest.mark.parametrize("row", BOMBS, ids=lambda row: row.name)
-def test_refuses_a_decompression_bomb_within_100_mb(row: Bomb, target: Path, tmp_path: Path) -> None:
+def test_rejects_a_decompression_bomb_within_100_mb(row: Bomb, target: Path, tmp_path: Path) -> None:
     path = write_chunks(tmp_path / "a.tar.gz", row.chunks())
     code, stderr, memory, disk = measure_fetch(target, path)
     path.unlink()
@@ -634,7 +634,7 @@ def gzip_member(data: bytes, flags: int = 0, fields: bytes = b"") -> bytes:
 
 
 def split_gzip(tar: bytes, size: int) -> bytes:
-    """Compress each *size* bytes of a tar into a separate gzip member."""
+    """Compress a tar into one gzip member for every *size* bytes."""
     return b"".join(gzip.compress(tar[at : at + size]) for at in range(0, len(tar), size))
 
 
@@ -693,7 +693,7 @@ UNUSUAL = {
     "pax": gzip.compress(write_with_tarfile(tarfile.PAX_FORMAT)),
     "v7": gzip.compress(b"".join(to_v7(tar_entry(name, data)) for name, data in CONTENT.items()) + END),
     "contiguous files": gzip.compress(plain_files(type=b"7") + END),
-    "old type of regular files": gzip.compress(plain_files(type=b"\0") + END),
+    "old type flag for regular files": gzip.compress(plain_files(type=b"\0") + END),
     "ustar prefix": gzip.compress(plain_files("a" * 90 + "/" + "b" * 40 + "/", form=tarfile.USTAR_FORMAT) + END),
     # Pax headers
     "pax times and comment": gzip.compress(b"".join(TIMES + tar_entry(n, d) for n, d in CONTENT.items()) + END),
@@ -701,8 +701,8 @@ UNUSUAL = {
     "pax owners": gzip.compress(OWNERS + TAR),
     "empty pax header": gzip.compress(pax_header() + TAR),
     "several pax headers": gzip.compress(GIT_COMMIT + OWNERS + XATTRS + TAR),
-    "global pax header of git archive": gzip.compress(GIT_COMMIT + TOP_FOLDER + plain_files("top/") + END),
-    "global pax header of tarfile": gzip.compress(
+    "global pax header from git archive": gzip.compress(GIT_COMMIT + TOP_FOLDER + plain_files("top/") + END),
+    "global pax header from tarfile": gzip.compress(
         write_with_tarfile(tarfile.PAX_FORMAT, pax_headers={"comment": "a" * 40})
     ),
     # Header fields
@@ -715,10 +715,10 @@ UNUSUAL = {
     "one zero block": gzip.compress(TAR[:-BLOCK]),
     "blocking factor": gzip.compress(TAR + bytes(-len(TAR) % 10240)),
     "large blocking factor": gzip.compress(TAR + bytes(MIB)),
-    "text after the end-of-archive": gzip.compress(TAR + b"left over"),
-    "no end-of-archive": gzip.compress(plain_files()),
-    "no end-of-archive, several gzip members": split_gzip(plain_files(), 700),
-    "no end-of-archive, zeros after the gzip trailer": gzip.compress(plain_files()) + bytes(10240),
+    "text after the end-of-archive marker": gzip.compress(TAR + b"left over"),
+    "no end-of-archive marker": gzip.compress(plain_files()),
+    "no end-of-archive marker, several gzip members": split_gzip(plain_files(), 700),
+    "no end-of-archive marker, zeros after the gzip trailer": gzip.compress(plain_files()) + bytes(10240),
     # Gzip members
     "gzip members of 1 MiB": split_gzip(TAR, MIB),
     "gzip members that end with the entries": split_gzip(TAR, BLOCK),
@@ -808,7 +808,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("row", LIMITS, ids=lambda row: row.name)
-def test_accepts_the_limit_and_refuses_more(row: Limit) -> None:
+def test_accepts_the_limit_and_rejects_more(row: Limit) -> None:
     assert dict(read_members(row.make(row.limit))) == CONTENT
     with pytest.raises(ContentError) as caught:
         read_members(row.make(row.limit + 1))
@@ -829,7 +829,7 @@ def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
 
 
 def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 18) -> list[tuple[str, bytes]] | None:
-    """Read all members, or return None if the archive is refused; other exceptions propagate."""
+    """Read all members, or return None if the archive is rejected; other exceptions propagate."""
     with mock.patch.object(unpacker, "zlib", zlib_module), mock.patch.object(unpacker, "_CHUNK_BYTES", chunk_size):
         try:
             return read_members(chunks)
@@ -976,7 +976,7 @@ def test_reports_a_truncated_archive(zlib_module: object) -> None:
 @with_each_zlib
 @settings(fuzzing, max_examples=500)
 @given(CHANGES, SIZES)
-def test_a_changed_gzip_is_refused_or_yields_the_same_files(
+def test_a_changed_gzip_is_rejected_or_yields_the_same_files(
     zlib_module: object, changes: list[tuple[str, int, int, bytes]], sizes: list[int]
 ) -> None:
     packed = mutate(gzip.compress(RICH, mtime=0), changes)
@@ -984,7 +984,7 @@ def test_a_changed_gzip_is_refused_or_yields_the_same_files(
 
 
 def check_against_tarfile(tar: bytes) -> None:
-    """Check that the tar is refused, or that tarfile reads the same files from it."""
+    """Check that the tar is rejected, or that tarfile reads the same files from it."""
     files = unpack([gzip.compress(tar, 1)], unpacker.zlib)
     if files is not None:
         assert files == read_with_tarfile(tar)
@@ -992,13 +992,13 @@ def check_against_tarfile(tar: bytes) -> None:
 
 @settings(fuzzing, max_examples=500)
 @given(CHANGES)
-def test_a_changed_tar_is_refused_or_read_like_tarfile(changes: list[tuple[str, int, int, bytes]]) -> None:
+def test_a_changed_tar_is_rejected_or_read_like_tarfile(changes: list[tuple[str, int, int, bytes]]) -> None:
     check_against_tarfile(mutate(RICH, changes))
 
 
 @settings(fuzzing, max_examples=500)
 @given(st.integers(0, 12), CHANGES)
-def test_a_changed_header_is_refused_or_read_like_tarfile(
+def test_a_changed_header_is_rejected_or_read_like_tarfile(
     number: int, changes: list[tuple[str, int, int, bytes]]
 ) -> None:
     headers = [at for at in range(0, len(RICH), BLOCK) if RICH[at + 257 : at + 262] == b"ustar"]
@@ -1045,5 +1045,5 @@ def random_entry(name: str, data: bytes, records: Iterable[tuple[str, str]] = ()
     st.lists(st.one_of(PLAIN_ENTRIES, PLAIN_ENTRIES, ODD_ENTRIES), min_size=1, max_size=3),
     st.sampled_from([True, True, True, False]),
 )
-def test_random_entries_are_refused_or_read_like_tarfile(entries: list[dict[str, Any]], has_end: bool) -> None:
+def test_random_entries_are_rejected_or_read_like_tarfile(entries: list[dict[str, Any]], has_end: bool) -> None:
     check_against_tarfile(b"".join(random_entry(**entry) for entry in entries) + END * has_end)

@@ -169,7 +169,7 @@ def test_second_call_makes_no_request(home: CmHome, server: Server, archive: byt
     assert len(server.requests) == 1
 
 
-def test_prints_folder_source_and_verdict_on_every_call(home: CmHome, server: Server, archive: bytes) -> None:
+def test_prints_folder_source_and_verification_each_time(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
     for arguments in ([f"--url={url}"], [f"--url={server.url}/other"]):  # the second call is cached
         printed = home.run_script(*arguments).stderr
@@ -242,7 +242,7 @@ def test_matching_checksum_verifies(
 
 
 @pytest.mark.parametrize("length", [32, 64])
-def test_other_checksum_is_an_error_and_caches_nothing(
+def test_wrong_checksum_is_an_error_and_caches_nothing(
     length: int, home: CmHome, server: Server, archive: bytes
 ) -> None:
     actual = (hashlib.md5 if length == 32 else hashlib.sha256)(archive).hexdigest()
@@ -291,7 +291,7 @@ def test_error_is_printed_once_without_traceback(home: CmHome, server: Server) -
     assert "Traceback" not in printed and "file an issue" not in printed
 
 
-def test_error_contains_the_path_relative_to_the_call(home: CmHome) -> None:
+def test_error_contains_the_absolute_path(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, url="nowhere/a.tar.gz")
     assert str(home.path / "nowhere" / "a.tar.gz") in result["error"]
     assert home.leftovers() == []

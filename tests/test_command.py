@@ -58,7 +58,7 @@ def test_version(work: Path) -> None:
     [[], ["get"], ["fetch", "a", "b"], ["show"], ["fetch", "--checksum=--"], ["fetch", "--into=--"], ["fetch", "--no"]],
     ids=" ".join,
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], work: Path) -> None:
+def test_usage_error_exits_with_2(arguments: list[str], work: Path) -> None:
     result = run_command(work, *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(r"usage: .*\nimagenet-aux.*: error: .*\n", result.stderr, re.DOTALL)
@@ -206,7 +206,7 @@ def test_incomplete_result_file_is_removed(work: Path, tmp_path: Path) -> None:
     assert os.listdir(work) == []
 
 
-# show
+# The show command
 
 
 def test_show_lists_the_files(work: Path) -> None:
@@ -283,7 +283,7 @@ def test_read_error_is_reported(work: Path) -> None:
     assert result.stderr.splitlines()[-1] == f"error: {work / 'a.tar.gz'}: cannot be read: Input/output error"
 
 
-@pytest.mark.parametrize("kind", ["folder", pytest.param("link to nothing", marks=pytest.mark.skipif("os.name=='nt'"))])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("dangling link", marks=pytest.mark.skipif("os.name=='nt'"))])
 def test_irregular_file_in_a_source_folder_is_reported(kind: str, work: Path, source: Path) -> None:
     path = source / "val.txt"
     path.unlink()
@@ -309,7 +309,7 @@ def test_differing_and_missing_files_are_reported_separately(work: Path, source:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
-def test_folder_with_too_many_bytes_is_refused(work: Path, tmp_path: Path) -> None:
+def test_too_large_folder_is_rejected(work: Path, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "mine", {"train.txt": b"", "val.txt": b""})
     for path in folder.iterdir():
         os.truncate(path, 101 << 20)
@@ -346,7 +346,7 @@ def test_password_in_an_invalid_url_is_not_shown(url: str, work: Path) -> None:
     assert "secret" not in result.stdout + result.stderr
 
 
-def test_missing_requests_is_reported(work: Path, tmp_path: Path) -> None:
+def test_missing_requests_library_is_reported(work: Path, tmp_path: Path) -> None:
     env = run_at_start(tmp_path / "without", "import sys; sys.modules['requests'] = None")
     result = run_command(work, "fetch", "http://127.0.0.1:1/a", **env)
     assert result.returncode == 1
@@ -519,7 +519,7 @@ COMMANDS = {
 CODES = {"fetch": 0, "failing fetch": 1, "show": 1, "failing show": 1, "help": 0, "usage error": 2}
 
 
-@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes it differently")
+@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes streams differently")
 @pytest.mark.parametrize(
     "redirection",
     [
@@ -556,7 +556,7 @@ def test_unwritable_output_does_not_change_the_exit_code(
     assert read_data(work) == (sample_files if name == "fetch" else {})
 
 
-@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes it differently")
+@pytest.mark.skipif(WINDOWS, reason="bash for Windows closes streams differently")
 @pytest.mark.parametrize("stderr", ["2>&-", pytest.param("2>/dev/full", marks=needs_dev_full)])
 @pytest.mark.parametrize("name", ["a.tar.gz", "nowhere"])
 def test_unwritable_stderr_does_not_change_the_result(

@@ -43,8 +43,8 @@ def with_headers(**headers: str) -> Reply:
     return Reply(headers={name.replace("_", "-"): text for name, text in headers.items()})
 
 
-def refusal(status: int, **headers: str) -> Reply:
-    """Make a reply with this status and without the file."""
+def error_reply(status: int, **headers: str) -> Reply:
+    """Make an error reply, without the file."""
     return Reply(status=status, body=b"busy", headers={name.replace("_", "-"): text for name, text in headers.items()})
 
 
@@ -64,13 +64,13 @@ def dated(day: int, **options: Any) -> Reply:
 
 
 def partial(content_range: str) -> Reply:
-    """Make a reply with the bytes from CUT on and this header, in which R is the range and N the total size."""
+    """Make a reply with the bytes from CUT on. In the header, R stands for the range and N for the total size."""
     value = content_range.replace("R", f"{CUT}-{len(ARCHIVE) - 1}").replace("N", str(len(ARCHIVE)))
     return Reply(206, {"Content-Range": value}, ARCHIVE[CUT:], etag="")
 
 
 def starts(server: Server, name: str = "a.tar.gz") -> list[int]:
-    """Return the first requested byte of each request for a file."""
+    """Return the start offset of each request for a file."""
     ranges = [headers.get("Range", "bytes=0-") for headers in server.requests_for(name)]
     return [int(value[len("bytes=") : -1]) for value in ranges]
 
@@ -110,9 +110,10 @@ HALF_UNMARKED = Reply(stop_at=CUT, etag="")
 HALF_WEAK = Reply(stop_at=CUT, etag='W/"1"')
 QUARTER = Reply(stop_at=30_000)
 QUARTER_RESET = Reply(stop_at=30_000, then="reset")
+BR_302 = Reply(302, {"Location": "a.tar.gz", "Content-Encoding": "br"})
 ENDLESS_302 = Reply(302, {"Location": "a.tar.gz"}, length=False, endless=True)
 LONG_RANGE = Reply(206, {"Content-Range": f"bytes {'9' * 5000}-9/9"})
-IN_YEAR_99999 = refusal(429, Retry_After="Mon, 01 Jan 99999 00:00:00 GMT")
+IN_YEAR_99999 = error_reply(429, Retry_After="Mon, 01 Jan 99999 00:00:00 GMT")
 IN_THREE_SECONDS = Reply(429, {"Retry-After": lambda: email.utils.formatdate(time.time() + 3, usegmt=True)}, b"")
 
 RECOVERED = [
@@ -123,17 +124,17 @@ RECOVERED = [
     Recovered("302", (redirect("a.tar.gz"), GOOD), (0, 0)),
     Recovered("all redirects", (*[redirect("a.tar.gz", n) for n in (301, 302, 303, 307, 308)], GOOD), (0,) * 6),
     Recovered("20 redirects", (*[redirect("/a.tar.gz")] * 20, GOOD), (0,) * 21),
-    Recovered("302 to a Range request", (HALF, redirect("a.tar.gz"), GOOD), (0, CUT, CUT)),
+    Recovered("302 for a Range request", (HALF, redirect("a.tar.gz"), GOOD), (0, CUT, CUT)),
     Recovered("302 with a truncated body", (Reply(302, {"Location": "a.tar.gz"}, stop_at=9), GOOD), (0, 0)),
     Recovered("302 with an endless body", (ENDLESS_302, GOOD), (0, 0)),
-    Recovered("302, br", (Reply(302, {"Location": "a.tar.gz", "Content-Encoding": "br"}), GOOD), (0, 0)),
+    Recovered("302 with Content-Encoding: br", (BR_302, GOOD), (0, 0)),
     # Servers that lack a feature, or send unusual headers
     Recovered("no ranges", (Reply(ranges=False),)),
     Recovered("no length", (Reply(length=False),)),
     Recovered("no validators", (Reply(etag=""),)),
     Recovered("chunked", (Reply(chunked=True),)),
     Recovered("small chunks", (Reply(chunked=True, chunk_size=1000),)),
-    Recovered("chunked with a length", (Reply(chunked=True, headers={"Content-Length": "5"}),)),
+    Recovered("chunked with Content-Length", (Reply(chunked=True, headers={"Content-Length": "5"}),)),
     Recovered("connection stays open", (Reply(then="stall"),)),
     Recovered("connection stays open, chunked", (Reply(then="stall", chunked=True),)),
     Recovered("Content-Encoding: gzip", (with_headers(Content_Encoding="gzip"),)),
@@ -143,19 +144,19 @@ RECOVERED = [
     Recovered("invalid length", (with_headers(Content_Length="\xb2"),)),
     Recovered("slow", (Reply(chunk_size=4096, pause=0.05),)),
     # Busy servers
-    Recovered("Retry-After in seconds", (refusal(429, Retry_After="2"), GOOD), (0, 0), min_seconds=2),
+    Recovered("Retry-After in seconds", (error_reply(429, Retry_After="2"), GOOD), (0, 0), min_seconds=2),
     Recovered("Retry-After as a date", (IN_THREE_SECONDS, GOOD), (0, 0), min_seconds=1.5),
-    Recovered("Retry-After in the past", (refusal(429, Retry_After="Mon, 01 Jan 2024 00:00:00 GMT"), GOOD), (0, 0)),
+    Recovered("Retry-After in the past", (error_reply(429, Retry_After="Mon, 01 Jan 2024 00:00:00 GMT"), GOOD), (0, 0)),
     measured(Recovered("Retry-After in year 99999", (IN_YEAR_99999, GOOD), (0, 0))),
-    Recovered("Retry-After without a digit", (refusal(429, Retry_After="\xb2"), GOOD), (0, 0)),
-    Recovered("429 without Retry-After", (refusal(429), GOOD), (0, 0)),
-    Recovered("503 twice", (refusal(503), refusal(503), GOOD), (0, 0, 0)),
-    Recovered("500", (refusal(500), GOOD), (0, 0)),
-    Recovered("502, 504, 408", (*[refusal(n, Retry_After="0") for n in (502, 504, 408)], GOOD), (0, 0, 0, 0)),
-    Recovered("425", (refusal(425, Retry_After="0"), GOOD), (0, 0)),
+    Recovered("Retry-After without a digit", (error_reply(429, Retry_After="\xb2"), GOOD), (0, 0)),
+    Recovered("429 without Retry-After", (error_reply(429), GOOD), (0, 0)),
+    Recovered("503 twice", (error_reply(503), error_reply(503), GOOD), (0, 0, 0)),
+    Recovered("500", (error_reply(500), GOOD), (0, 0)),
+    Recovered("502, 504, 408", (*[error_reply(n, Retry_After="0") for n in (502, 504, 408)], GOOD), (0, 0, 0, 0)),
+    Recovered("425", (error_reply(425, Retry_After="0"), GOOD), (0, 0)),
     Recovered("closed before the response", (Reply(raw=b""), GOOD), (0, 0)),
     Recovered("reset before the response", (Reply(raw=b"", then="reset"), GOOD), (0, 0)),
-    Recovered("503 to a Range request", (HALF, refusal(503, Retry_After="0"), GOOD), (0, CUT, CUT)),
+    Recovered("503 for a Range request", (HALF, error_reply(503, Retry_After="0"), GOOD), (0, CUT, CUT)),
     Recovered("closed before the second response", (HALF, Reply(raw=b""), GOOD), (0, CUT, CUT)),
     Recovered("refused after the first response", (HALF, redirect("http://127.0.0.1:1/"), GOOD), (0, CUT, CUT)),
     # Cut and resumed
@@ -171,9 +172,9 @@ RECOVERED = [
     Recovered("cut, weak ETag", (HALF_WEAK, Reply(etag='W/"1"')), (0, CUT)),
     Recovered("cut, date only", (dated(1, stop_at=CUT), dated(1)), (0, CUT)),
     Recovered("cut, no validators", (HALF_UNMARKED, Reply(etag="")), (0, CUT)),
-    Recovered("Content-Range in other case", (HALF, partial("bYtEs R/N")), (0, CUT)),
+    Recovered("Content-Range in mixed case", (HALF, partial("bYtEs R/N")), (0, CUT)),
     Recovered("Content-Range without a total", (HALF, partial("bytes R/*")), (0, CUT)),
-    Recovered("Content-Range between blanks", (HALF, partial(" bytes R/N ")), (0, CUT)),
+    Recovered("Content-Range with extra spaces", (HALF, partial(" bytes R/N ")), (0, CUT)),
     # Cut and restarted
     Recovered("cut, no length", (HALF_NO_LENGTH, GOOD), (0, 0)),
     Recovered("cut four times, no length", (*[HALF_NO_LENGTH] * 4, GOOD), (0,) * 5),
@@ -182,13 +183,13 @@ RECOVERED = [
     Recovered("range starts too early", (HALF, Reply(shift=-5), GOOD), (0, CUT, 0)),
     Recovered("206 without Content-Range", (HALF, Reply(206), GOOD), (0, CUT, 0)),
     Recovered("206 with a long Content-Range", (HALF, LONG_RANGE, GOOD), (0, CUT, 0)),
-    measured(Recovered("416", (HALF, refusal(416), GOOD), (0, CUT, 0))),
-    # Cut, and the file then changes
+    measured(Recovered("416", (HALF, error_reply(416), GOOD), (0, CUT, 0))),
+    # Cut, then the file changes
     Recovered("changed", (HALF, Reply(body=NEW)), (0, CUT), NEW_ONES),
     Recovered("changed, date only", (dated(1, stop_at=CUT), dated(8, body=NEW)), (0, CUT), NEW_ONES),
     Recovered("changed, weak ETag", (HALF_WEAK, Reply(body=NEW_SAME_LENGTH, etag='W/"2"')), (0, CUT, 0), NEW_ONES),
     Recovered("changed, no If-Range", (HALF, Reply(body=NEW_SAME_LENGTH, if_range=False)), (0, CUT, 0), NEW_ONES),
-    Recovered("changed, other length", (HALF_UNMARKED, Reply(body=NEW, etag="")), (0, CUT, 0), NEW_ONES),
+    Recovered("changed, different length", (HALF_UNMARKED, Reply(body=NEW, etag="")), (0, CUT, 0), NEW_ONES),
     Recovered("changed, chunked", (HALF_CHUNKED, Reply(body=NEW, etag="")), (0, CUT, 0), NEW_ONES),
     Recovered("changed, same length", (HALF_UNMARKED, Reply(body=NEW_SAME_LENGTH, etag="")), (0, CUT, 0), NEW_ONES),
     Recovered("shrunk", (HALF, Reply(body=TINY, if_range=False)), (0, CUT, 0), (("val.txt", b"hi"),)),
@@ -242,8 +243,9 @@ def body(data: bytes, length: bool = True) -> tuple[Reply, ...]:
     return (Reply(body=data, length=length),)
 
 
+ALWAYS_CUT_BARE = Reply(stop_at=CUT, length=False, ranges=False)
 ALWAYS_CUT_CHUNKED = Reply(stop_at=CUT, chunked=True, ranges=False)
-CONTROL_CODES = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
+CONTROL_CHARACTERS = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, chunk_size=1, pause=0.3)
 ENDLESS_CONTINUE = Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", endless=True, pause=0.01)
 LONG_HOST = "a" * 70
@@ -257,24 +259,24 @@ FAILED = [
     Failed("no response", NO_RESPONSE + r"nothing received in 15 s$", (Reply(raw=b"", then="stall"),), max_seconds=45),
     Failed("dripping header", NO_RESPONSE + r"nothing received in 15 s$", (DRIPPING_HEAD,), max_seconds=45),
     Failed("endless 100 Continue", NO_RESPONSE + r"nothing received in 15 s$", (ENDLESS_CONTINUE,), max_seconds=45),
-    Failed("always 500", STATUS + "500 Internal Server Error" + GAVE_UP, (refusal(500),), requests=5),
+    Failed("always 500", STATUS + "500 Internal Server Error" + GAVE_UP, (error_reply(500),), requests=5),
     Failed("always cut", CUT_SHORT + GAVE_UP, (HALF, Reply(stop_at=0)), requests=5),
-    Failed("always cut after few bytes", CUT_SHORT + GAVE_UP, (Reply(stop_at=10),), requests=5),
+    Failed("always cut after a few bytes", CUT_SHORT + GAVE_UP, (Reply(stop_at=10),), requests=5),
     Failed("not HTTP", r"the response from 127\.0\.0\.1 is not HTTP: SSH", (SSH,), requests=5),
-    # Refusals
-    Failed("401", STATUS + "401 Unauthorized", (refusal(401, WWW_Authenticate='Basic realm="x"'),)),
-    Failed("403", STATUS + "403 Forbidden", (refusal(403),)),
-    Failed("404", STATUS + "404 Not Found", (refusal(404),)),
-    Failed("410", STATUS + "410 Gone", (refusal(410),)),
+    # Error statuses
+    Failed("401", STATUS + "401 Unauthorized", (error_reply(401, WWW_Authenticate='Basic realm="x"'),)),
+    Failed("403", STATUS + "403 Forbidden", (error_reply(403),)),
+    Failed("404", STATUS + "404 Not Found", (error_reply(404),)),
+    Failed("410", STATUS + "410 Gone", (error_reply(410),)),
     Failed("404 with HTML", STATUS + "404 Not Found", (Reply(404, body=HTML),)),
-    Failed("404 to a Range request", STATUS + "404 Not Found", (HALF, refusal(404)), requests=2),
+    Failed("404 for a Range request", STATUS + "404 Not Found", (HALF, error_reply(404)), requests=2),
     Failed("204", STATUS + "204 No Content", (Reply(204, body=b""),)),
     Failed("206 without a Range request", STATUS + "206 Partial Content", (Reply(206),)),
     Failed("304", STATUS + "304 Not Modified", (Reply(304, body=b""),)),
-    Failed("416 without a Range request", STATUS + "416 Requested", (refusal(416),)),
-    Failed("long Retry-After", STATUS + PAUSE_OF_AN_HOUR, (refusal(429, Retry_After="3600"),)),
-    Failed("Retry-After of 400 digits", STATUS + r"429 Too Many", (refusal(429, Retry_After="9" * 400),)),
-    Failed("control codes", STATUS + r"404 \\x1b\[2J", (CONTROL_CODES,)),
+    Failed("416 without a Range request", STATUS + "416 Requested", (error_reply(416),)),
+    Failed("long Retry-After", STATUS + PAUSE_OF_AN_HOUR, (error_reply(429, Retry_After="3600"),)),
+    Failed("Retry-After of 400 digits", STATUS + r"429 Too Many", (error_reply(429, Retry_After="9" * 400),)),
+    Failed("control characters", STATUS + r"404 \\x1b\[2J", (CONTROL_CHARACTERS,)),
     # Redirects
     Failed("redirect loop", r"Exceeded 20 redirects", (redirect("a.tar.gz"),), requests=21),
     Failed("redirect to a file", INVALID_URL + ".*file:", (redirect("file:///etc/passwd"),)),
@@ -284,13 +286,13 @@ FAILED = [
     Failed("redirect to a bad port", INVALID_URL + ".*([Pp]ort|99999)", (redirect("http://localhost:99999/"),)),
     Failed("redirect to a bad host", INVALID_URL + r".*a\.\.b", (redirect("http://a..b/"),)),
     Failed("redirect to a long host", INVALID_URL + ".*aaaa", (redirect(f"http://{LONG_HOST}.invalid/"),)),
-    Failed("redirect to a refused connection", r"no response from localhost: .*refused", (redirect("http://localhost:1/"),)),
+    Failed("redirect to a closed port", r"no response from localhost: .*refused", (redirect("http://localhost:1/"),)),
     # Not the file
     Failed("HTML", HTML_ERROR, body(HTML)),
     Failed("HTML, no length", HTML_ERROR, body(HTML, length=False)),
     Failed("dripping HTML", HTML_ERROR, (Reply(body=HTML, chunk_size=3, pause=0.01),)),
-    Failed("dripping HTML after blanks", HTML_ERROR, (Reply(body=b" \n" * 9 + HTML, chunk_size=3, pause=0.01),)),
-    Failed("endless blanks", NOT_GZIP, (Reply(body=b" " * 65536, endless=True, length=False),)),
+    Failed("dripping HTML after whitespace", HTML_ERROR, (Reply(body=b" \n" * 9 + HTML, chunk_size=3, pause=0.01),)),
+    Failed("endless spaces", NOT_GZIP, (Reply(body=b" " * 65536, endless=True, length=False),)),
     Failed("empty body", r"empty: expected a \.tar\.gz archive", body(b"")),
     Failed("empty body, no length", r"empty: expected a \.tar\.gz archive", body(b"", length=False)),
     measured(Failed("plain tar", NOT_GZIP + "an uncompressed tar", body(TAR))),
@@ -303,11 +305,11 @@ FAILED = [
     # Always cut
     Failed("always cut, no ranges", CUT_SHORT + GAVE_UP, (Reply(stop_at=CUT, ranges=False),), requests=5),
     Failed("always cut, no length", TRUNCATED + GAVE_UP, (HALF_NO_LENGTH,), requests=5),
-    Failed("always cut, neither", TRUNCATED + GAVE_UP, (Reply(stop_at=CUT, length=False, ranges=False),), requests=5),
+    Failed("always cut, no length, no ranges", TRUNCATED + GAVE_UP, (ALWAYS_CUT_BARE,), requests=5),
     Failed("always cut, chunked, no ranges", CUT_SHORT + GAVE_UP, (ALWAYS_CUT_CHUNKED,), requests=5),
     Failed("range always starts too late", CUT_SHORT + GAVE_UP, (*[HALF, Reply(shift=5)] * 9,), requests=9),
     # Too large
-    measured(Failed("absurd length", TOO_LONG + "9{15} bytes", (with_headers(Content_Length="9" * 15),))),
+    measured(Failed("length of 15 digits", TOO_LONG + "9{15} bytes", (with_headers(Content_Length="9" * 15),))),
     Failed("length of 5000 digits", TOO_LONG + r"9{18} bytes", (with_headers(Content_Length="9" * 5000),)),
     Failed("endless archive", r"unpacks to more than 200 MiB", (Reply(endless=True, length=False),)),
     Failed("endless zeros after the archive", r"larger than 200 MiB", (ZEROS_AFTER,)),

@@ -23,7 +23,7 @@ import generate
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
 DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-# Commands in README.md with one of these need PyPI, a mirror, or a container engine.
+# Commands in README.md that contain one of these texts require PyPI, a mirror, or a container engine.
 NEEDS_NETWORK = ("pip install", "--renew", "_from.", "=...", "dockerfile")
 RUN_ELSEWHERE = ("bash tests/", "git ")
 # Messages that come from the OS, the requests library or the engines.
@@ -78,7 +78,7 @@ def test_links_between_documents_have_a_target(document: str) -> None:
 
 def test_benchmark_table_matches_the_measured_figures() -> None:
     figures = json.loads(read("docs/benchmark.json"))
-    assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table of tools/benchmark.py"
+    assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table that tools/benchmark.py prints"
 
 
 def test_each_test_module_is_described() -> None:
@@ -188,7 +188,7 @@ def test_readme_install_and_update_commands_work(cached: CmHome, bash: str, tmp_
 
 
 def test_readme_output_matches_a_call(home: CmHome, archive: bytes, archive_path: Path) -> None:
-    checksum = hashlib.sha256(archive).hexdigest()  # verifies the sample files, like the published ones of a mirror
+    checksum = hashlib.sha256(archive).hexdigest()  # so that the table shows the sample files as verified
     result = home.run_script(f"--url={archive_path}", f"--checksum={checksum}")
     printed = (result.stdout + result.stderr).splitlines()
     for line in blocks("README.md", "text")[0].splitlines():

@@ -1,4 +1,4 @@
-"""Test `Download` in process: requests, retry policy, threads, time limits and memory."""
+"""Test `Download` in process: HTTP requests, retry policy, threads, time limits and memory."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def read(url: str, min_rate: float = 0, watch: Callable[[Stream], None] = lambda
 
 
 def error_of(url: str, min_rate: float = 0) -> str:
-    """Return the error of a failed download."""
+    """Return the error message of a failed download."""
     with pytest.raises(SourceError) as info:
         read(url, min_rate)
     return str(info.value)
 
 
 def sent(server: Server, header: str, name: str = "a") -> list[str | None]:
-    """Return a header of each request for a file."""
+    """Return the values of a header in the requests for a file."""
     return [headers.get(header) for headers in server.requests_for(name)]
 
 
@@ -129,7 +129,7 @@ DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
         ("", DATE, DATE),
         ("", "", None),
     ],
-    ids=["strong ETag", "strong ETag and date", "weak ETag", "weak ETag and date", "date", "nothing"],
+    ids=["strong ETag", "strong ETag and date", "weak ETag", "weak ETag and date", "date", "no validator"],
 )
 def test_sends_a_validator_with_a_range_request(
     etag: str, date: str, expected: str | None, server: Server, pauses: list[float]
@@ -165,14 +165,14 @@ def test_requests_more_when_a_server_sends_less_than_the_range(
 
 
 @pytest.mark.parametrize("start", [STEP - 5, STEP + 5])
-def test_refuses_a_range_with_another_start(start: int, server: Server, pauses: list[float]) -> None:
-    """Only Content-Range shows that the bytes do not fit."""
+def test_rejects_a_range_with_the_wrong_start(start: int, server: Server, pauses: list[float]) -> None:
+    """Only Content-Range shows that the range starts at the wrong byte."""
     rest = Reply(206, {"Content-Range": f"bytes {start}-{len(BODY) - 1}/*"}, BODY[start:], etag="")
     assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag="", chunked=True), rest, Reply(etag=""))) == BODY
     assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
 
 
-def test_refuses_the_range_of_a_file_of_another_size(server: Server, pauses: list[float]) -> None:
+def test_restarts_when_the_size_of_the_file_changes(server: Server, pauses: list[float]) -> None:
     new = BODY[::-1][:-STEP]
     assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), Reply(body=new, etag=""))) == new
     assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
@@ -238,7 +238,7 @@ def test_retries_a_timeout_after_the_first_response(
     assert len(server.requests_for("a")) == 3
 
 
-def test_does_not_retry_a_timeout_of_the_first_response(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_retry_a_timeout_before_the_first_response(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     assert "nothing received in 1 s" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall"), Reply()))
     assert len(server.requests_for("a")) == 1
@@ -320,7 +320,7 @@ def test_restarts_when_the_checksum_differs_after_a_resume(
     assert sent(server, "Range") == [None, f"bytes={len(begin)}-", None]
 
 
-def test_resumes_after_dripping_to_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumes_a_body_that_is_too_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     assert read(server.serve("a", BODY, Reply(chunk_size=10, pause=0.1), Reply())) == BODY
     _, resumed = sent(server, "Range")
@@ -334,7 +334,7 @@ def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatc
     assert len(server.requests_for("a")) == 1
 
 
-def test_waiting_for_headers_is_not_a_stall_of_the_body(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_headers_is_not_a_body_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
     late = Reply(headers={"X": lambda: str(time.sleep(2))}, chunk_size=1024, pause=0.5)
     assert read(server.serve("a", BODY[:5120], late)) == BODY[:5120]
@@ -349,7 +349,7 @@ def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_limits_the_total_traffic(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server without ranges cuts each response a little later, which counts as progress."""
+    """A server without Range support truncates each response a little later, which counts as progress."""
     monkeypatch.setattr(download, "MAX_BYTES", 4 * len(BODY))
     replies = [Reply(stop_at=(n + 1) * STEP, ranges=False) for n in range(16)]
     assert "larger than 4 MiB in total" in error_of(server.serve("a", BODY, *replies))
@@ -459,8 +459,8 @@ def test_download_leaves_no_thread_running(
     assert time.monotonic() - began < 30
 
 
-def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit for headers does not include time while the process is suspended."""
+def test_limits_the_time_for_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit for headers applies, because the connect timeout would include suspended time."""
     monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
     with dripping_server(b"\x16\x03\x03\x40\x00") as address:
@@ -469,7 +469,7 @@ def test_limits_the_time_of_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n\r\n\x16\x03\x03\x40\x00"])
-def test_limits_the_time_of_a_proxy(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_the_time_for_a_proxy_connection(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
     with dripping_server(first) as address:
         monkeypatch.setenv("https_proxy", f"http://{address}")
@@ -489,7 +489,7 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
     monkeypatch.setattr(exchange, "_JOIN_SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     assert "nothing received" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall")))
-    assert [thread.daemon for thread in live_threads()] == [True]  # the process can exit meanwhile
+    assert [thread.daemon for thread in live_threads()] == [True]  # does not prevent the process from exiting
     resolved.set()
     for thread in live_threads():
         thread.join(10)
@@ -508,7 +508,7 @@ sys.exit(cli.main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGSTOP")
-@pytest.mark.parametrize("phase", ["before the headers", "before the headers, late", "in the body"])
+@pytest.mark.parametrize("phase", ["before the headers", "before delayed headers", "in the body"])
 def test_continues_after_a_suspension(phase: str, server: Server, tmp_path: Path, archive: bytes) -> None:
     """The process is suspended for longer than the time limit."""
     go = threading.Event()
@@ -531,7 +531,7 @@ def test_continues_after_a_suspension(phase: str, server: Server, tmp_path: Path
             time.sleep(0.01)
         time.sleep(0.3)
         process.send_signal(signal.SIGSTOP)
-        if phase != "before the headers, late":
+        if phase != "before delayed headers":
             go.set()
         time.sleep(5)
         process.send_signal(signal.SIGCONT)
@@ -568,7 +568,7 @@ def head(status: str, field: str, count: int, size: int = 65_000) -> bytes:
     [("302 Found", 90, 65_000), ("302 Found", 3, 20_000), ("302 Found", 90, 100), ("200 OK", 90, 65_000)],
     ids=["large", "few", "short", "no redirect"],
 )
-def test_headers_need_less_than_100_mb(
+def test_large_headers_use_less_than_100_mb(
     field: str, status: str, count: int, size: int, server: Server, tmp_path: Path
 ) -> None:
     url = server.serve("a", b"", Reply(raw=head(status, field, count, size)))
@@ -683,7 +683,7 @@ def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None
     assert received.count(0) >= 4  # every half second
 
 
-# Reception in the background
+# The background thread
 
 
 @pytest.fixture
@@ -718,7 +718,7 @@ def test_wait_for_headers_times_out(open_exchange: Callable[..., Exchange], monk
     assert waits == [0.5, 0.5, 0.5, 0.5]
 
 
-def test_wait_counts_no_suspension(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_excludes_suspended_time(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock continues while the process is suspended."""
     waits: list[float] = []
     opened = open_exchange(BODY, Reply(), waits.append)

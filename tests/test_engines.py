@@ -74,13 +74,13 @@ def test_exports_mlcs_keys(mlc: MlcHome, server: Server, archive: bytes) -> None
 
 
 def test_dependents_see_only_mlcs_keys(mlc: MlcHome, server: Server, archive: bytes) -> None:
-    meta = {**PARENT, "deps": [{"tags": TAGS, "names": ["the-set"]}]}
+    meta = {**PARENT, "deps": [{"tags": TAGS, "names": ["aux-files"]}]}
     folder = mlc.script.parent / "needs-aux"
     folder.mkdir()
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "run.sh").write_text("env > seen.txt\n")
     (folder / "run.bat").write_text("@set > seen.txt\n")
-    mlc.home.run_command("mlcr", "needs,aux", f"--adr.the-set.url={server.serve('a.tar.gz', archive)}", check=True)
+    mlc.home.run_command("mlcr", "needs,aux", f"--adr.aux-files.url={server.serve('a.tar.gz', archive)}", check=True)
     seen = re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (mlc.home.path / "seen.txt").read_text(), re.MULTILINE)
     others = {f"MLC_DATASET_AUX_{name}" for name in ("PATH", "VER", "SOURCE", "VERIFIED")}
     assert set(seen) == {*KEYS, *others}
@@ -164,14 +164,14 @@ def test_error_contains_the_missing_path(mlc: MlcHome) -> None:
 
 
 @pytest.mark.parametrize("call", [{"url": "$(touch pwned)"}, {"checksum": "$(touch pwned)"}], ids=str)
-def test_refuses_shell_text(call: dict[str, str], mlc: MlcHome) -> None:
+def test_rejects_shell_text(call: dict[str, str], mlc: MlcHome) -> None:
     assert repr("$(touch pwned)") in mlc.run_api(**call)["error"]
     assert not list(mlc.home.path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
 @pytest.mark.parametrize("name", ["MLC_WGET_URL", "MLC_PACKAGE_URL", "MLC_IMAGENET_AUX_SOURCE", "CM_IMAGENET_AUX_INTO"])
-def test_no_shell_sees_unused_inputs(place: str, name: str, mlc: MlcHome, archive: bytes) -> None:
+def test_unused_inputs_do_not_reach_a_shell(place: str, name: str, mlc: MlcHome, archive: bytes) -> None:
     (mlc.home.path / "a.tar.gz").write_bytes(archive)
     path = str(mlc.home.path / "a.tar.gz")
     env = mlc.run_api(url=path, **{place: {name: "$(touch pwned)"}})["new_env"]
@@ -252,8 +252,8 @@ def test_mlc_accepts_the_meta(mlc: MlcHome) -> None:
         "import sys, yaml; from mlc.meta_schema import validate_meta\n"
         "with open(sys.argv[1], encoding='utf-8') as file: print(validate_meta(yaml.safe_load(file)))"
     )
-    said = mlc.home.run_command(sys.executable, "-c", program, mlc.script / "meta.yaml")
-    assert said.stdout.splitlines()[-1:] == ["([], [])"], said.stderr
+    result = mlc.home.run_command(sys.executable, "-c", program, mlc.script / "meta.yaml")
+    assert result.stdout.splitlines()[-1:] == ["([], [])"], result.stderr
 
 
 def test_docker_images_contain_the_files(mlc: MlcHome) -> None:
@@ -266,10 +266,10 @@ def test_docker_images_contain_the_files(mlc: MlcHome) -> None:
 
 
 @pytest.fixture
-def pictures(home: CmHome) -> Path:
+def images(home: CmHome) -> Path:
     """Return a folder with 500 validation images."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    folder = home.path / "pictures"
+    folder = home.path / "images"
     folder.mkdir()
     first = folder / "ILSVRC2012_val_00000001.JPEG"
     image.new("RGB", (30, 20), (99, 99, 99)).save(first)
@@ -278,7 +278,7 @@ def pictures(home: CmHome) -> Path:
     return folder
 
 
-def test_upstream_script_preprocesses_pictures(home: CmHome, archive: bytes, pictures: Path) -> None:
+def test_upstream_script_preprocesses_images(home: CmHome, archive: bytes, images: Path) -> None:
     pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
     (home.path / "a.tar.gz").write_bytes(archive)
     aux = home.export_keys(f"--url={home.path / 'a.tar.gz'}")
@@ -287,7 +287,7 @@ def test_upstream_script_preprocesses_pictures(home: CmHome, archive: bytes, pic
         "run",
         "script",
         "--tags=get,preprocessed,dataset,imagenet,_500,_validation,_generic-preprocessor,_resolution.16",
-        f"--env.IMAGENET_PATH={pictures}",
+        f"--env.IMAGENET_PATH={images}",
         f"--env.CM_PYTHON_BIN_WITH_PATH={sys.executable}",
         f"--env.CM_PYTHON_BIN={sys.executable}",  # for its run.bat
         "--quiet",
@@ -300,7 +300,7 @@ def test_upstream_script_preprocesses_pictures(home: CmHome, archive: bytes, pic
 
 
 def test_upstream_application_prints_a_class_name(
-    home: CmHome, archive: bytes, sample_files: dict[str, bytes], pictures: Path
+    home: CmHome, archive: bytes, sample_files: dict[str, bytes], images: Path
 ) -> None:
     """Classify an image with cmx4mlops' application and a model that always predicts label 7."""
     model = home.path / "tiny.onnx"
@@ -312,7 +312,7 @@ def test_upstream_application_prints_a_class_name(
         "run",
         "script",
         "--tags=app,image-classification,onnx,python",
-        f"--env.IMAGENET_PATH={pictures}",
+        f"--env.IMAGENET_PATH={images}",
         f"--adr.ml-model.env.CM_DOWNLOAD_LOCAL_FILE_PATH={model}",
         f"--const.CM_DOWNLOAD_CHECKSUM={md5(model.read_bytes())}",
         "--quiet",

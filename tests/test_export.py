@@ -54,7 +54,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("project", FILES)
-def test_exports_the_projects_files_only(project: str, exports: dict[str, Path]) -> None:
+def test_exports_only_the_projects_files(project: str, exports: dict[str, Path]) -> None:
     files = read_files(exports[project])
     assert sorted(files) == sorted(FILES[project])
     assert sum(map(len, files.values())) < 110_000
@@ -90,7 +90,7 @@ def test_replaces_an_older_export(exports: dict[str, Path], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["_cm.json", "imagenet_aux/old.py"])
-def test_refuses_a_folder_with_other_files(name: str, tmp_path: Path) -> None:
+def test_rejects_a_folder_with_other_files(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=re.escape(name)):
@@ -110,7 +110,7 @@ def test_missing_section_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def cm4mlops(exports: dict[str, Path], make_once: MakeOnce) -> Path:
-    """Return a folder with the cmx4mlops package, with the export in place of the project's own script."""
+    """Return a folder with a copy of cmx4mlops that contains the export instead of its own script."""
 
     def copy_package(folder: Path) -> None:
         spec = find_spec("cmx4mlops")
@@ -126,7 +126,7 @@ def cm4mlops(exports: dict[str, Path], make_once: MakeOnce) -> Path:
 
 @pytest.fixture
 def upstream(tmp_path: Path, home_template: Path, cm4mlops: Path, make_once: MakeOnce) -> CmHome:
-    """Return a CM home with that package, and no other copy of the script."""
+    """Return a CM home that uses the patched cmx4mlops, without another copy of the script."""
 
     def index_package(folder: Path) -> None:
         home = CmHome(folder, home_template)
@@ -147,7 +147,7 @@ def test_runs_in_cmx4mlops_by_tags(upstream: CmHome, archive: bytes, cm4mlops: P
     assert upstream.leftovers() == []
 
 
-def test_upstreams_process_tests_runs_it(upstream: CmHome, archive: bytes, cm4mlops: Path) -> None:
+def test_runs_in_upstreams_process_tests(upstream: CmHome, archive: bytes, cm4mlops: Path) -> None:
     """Run the check from upstream's CI workflow, with the files already cached."""
     (upstream.path / "a.tar.gz").write_bytes(archive)
     upstream.export_keys("--url=a.tar.gz")
@@ -161,7 +161,7 @@ def test_upstreams_process_tests_runs_it(upstream: CmHome, archive: bytes, cm4ml
 
 
 class MlperfAutomations:
-    """An MLC home with the project's repository, which contains the export only."""
+    """An MLC home with the project's repository, which contains only the export."""
 
     def __init__(self, home: CmHome, exported: Path) -> None:
         self.home = home
@@ -202,7 +202,7 @@ def test_mlc_accepts_the_meta(exports: dict[str, Path]) -> None:
     assert validate_meta(meta) == ([], [])
 
 
-def test_mlc_test_runs_it(mlperf: MlperfAutomations, archive: bytes) -> None:
+def test_runs_in_mlc_test(mlperf: MlperfAutomations, archive: bytes) -> None:
     """Run the check from upstream's CI workflow, with the files already cached."""
     (mlperf.home.path / "a.tar.gz").write_bytes(archive)
     mlperf.home.run_command("mlcr", TAGS, "--url=a.tar.gz", check=True)

@@ -1,4 +1,4 @@
-"""Test customize.py under CM: selecting the source, refused inputs, concurrent calls, signals."""
+"""Test customize.py under CM: selecting the source, rejected inputs, concurrent calls, signals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
 @pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
-def test_env_keys_of_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
+def test_env_keys_in_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a=b.tar.gz", archive)
     assert home.export_keys(f"{option}.{name}=a=b.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
 
@@ -74,15 +74,15 @@ def test_reads_a_local_source(
     name: str, kind: str, home: CmHome, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     folder = home.path / name
-    path = write(folder / "set.tar.gz", archive)
+    path = write(folder / "a.tar.gz", archive)
     if kind == "folder":
         path = folder
         for file, data in sample_files.items():
             write(folder / file, data)
     spelled = {
         "file URL": path.as_uri(),
-        "relative path": f"{name}/set.tar.gz",
-        "home folder": f"~/{name}/set.tar.gz",
+        "relative path": f"{name}/a.tar.gz",
+        "home folder": f"~/{name}/a.tar.gz",
     }
     env = home.export_keys(f"--url={spelled.get(kind, str(path))}")
     assert read_folder(env["CM_DATASET_AUX_PATH"]) == sample_files
@@ -126,7 +126,7 @@ def test_adr_sets_the_checksum(home: CmHome, archive: bytes) -> None:
 
 
 @pytest.mark.parametrize("url", [None, ""])
-def test_no_url_means_the_variations_mirror(url: str | None, home: CmHome) -> None:
+def test_empty_url_selects_the_variations_mirror(url: str | None, home: CmHome) -> None:
     result = home.run_api(tags=f"{TAGS},_from.berkeleyvision", url=url, checksum="0" * 32, **offline())
     assert result["error"].index("berkeleyvision") < result["error"].index("dropbox")
 
@@ -198,7 +198,7 @@ def test_other_calls_print_no_note(home: CmHome, archive: bytes) -> None:
     assert "note: " not in home.run_script("--url=a.tar.gz").stderr
 
 
-# Inputs that are refused
+# Rejected inputs
 
 SHELL_TEXT = [
     '"; touch pwned; "',
@@ -216,7 +216,7 @@ SHELL_TEXT = [
 
 @pytest.mark.parametrize("text", SHELL_TEXT)
 @pytest.mark.parametrize("name", ["url", "checksum"])
-def test_refuses_shell_text(name: str, text: str, home: CmHome) -> None:
+def test_rejects_shell_text(name: str, text: str, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: text})
     assert result["return"] > 0 and repr(text) in result["error"]
     assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("tmp-run.*"))
@@ -228,28 +228,28 @@ def test_refuses_shell_text(name: str, text: str, home: CmHome) -> None:
     "name",
     ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_IMAGENET_AUX_SOURCE", "CM_IMAGENET_AUX_X"],
 )
-def test_no_shell_sees_unused_inputs(place: str, name: str, home: CmHome, archive: bytes) -> None:
+def test_unused_inputs_do_not_reach_a_shell(place: str, name: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), **{place: {name: "$(touch pwned)"}})
     assert result["return"] == 0 and result["new_env"]["CM_DATASET_AUX_SOURCE"] == str(path)
     assert not list(home.path.rglob("pwned"))
 
 
-def test_no_shell_sees_the_extract_path(home: CmHome, archive: bytes) -> None:
+def test_extract_path_does_not_reach_a_shell(home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), env={"CM_EXTRACT_PATH": "$(touch pwned)/../mine"})
     assert result["return"] == 0 and not list(home.path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
-def test_refuses_shell_text_in_the_checksums_key(place: str, home: CmHome, archive: bytes) -> None:
+def test_rejects_shell_text_in_the_checksum_key(place: str, home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), **{place: {"CM_IMAGENET_AUX_CHECKSUM": "$(touch pwned)"}})
     assert result["error"].startswith("checksum: expected hex digits, got '$(touch pwned)'.")
     assert not list(home.path.rglob("pwned"))
 
 
-def test_refuses_shell_text_in_the_calls_folder(home: CmHome, bash: str, archive: bytes) -> None:
+def test_rejects_shell_text_in_the_working_folder(home: CmHome, bash: str, archive: bytes) -> None:
     folder = home.path / "$(touch pwned)"
     write(folder / "a.tar.gz", archive)
     call = f'cd "$0" && cm run script --tags={TAGS} --url=a.tar.gz'
@@ -258,7 +258,7 @@ def test_refuses_shell_text_in_the_calls_folder(home: CmHome, bash: str, archive
     assert not list(home.path.rglob("pwned"))
 
 
-def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
+def test_rejects_shell_text_in_extract_path(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": "$(touch pwned)"})
     assert result["error"].startswith("EXTRACT_PATH: expected no control characters")
     assert not list(home.path.rglob("pwned"))
@@ -266,19 +266,19 @@ def test_refuses_shell_text_in_extract_path(home: CmHome) -> None:
 
 @pytest.mark.parametrize("name", ["url", "checksum"])
 @pytest.mark.parametrize("value", [True, False, 0, [], {}])
-def test_refuses_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:
+def test_rejects_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: value})
     assert result["error"] == f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE."
 
 
-def test_refuses_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
+def test_rejects_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": True})
     assert result["error"] == "EXTRACT_PATH: expected a string, got True. Pass --EXTRACT_PATH=VALUE."
 
 
 @pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])
-def test_refuses_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes) -> None:
+def test_rejects_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes) -> None:
     result = home.run_script(f"--url={write(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
     assert result.returncode != 0
     (error,) = [line for line in result.stderr.splitlines() if "CM error" in line]
@@ -286,7 +286,7 @@ def test_refuses_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes
     assert "Traceback" not in result.stderr
 
 
-def test_shows_no_password_of_a_refused_url(home: CmHome) -> None:
+def test_error_hides_the_password_in_a_url(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, url="http://me:sec$ret@127.0.0.1:1/a")
     assert "http://127.0.0.1:1/a" in result["error"] and "ret@" not in result["error"]
 
@@ -299,7 +299,7 @@ def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: 
 # Environment variables for the native script
 
 
-def test_hand_over_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
+def test_private_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     victim = write(home.path / "victim.json", b"mine")
     private = {
@@ -314,7 +314,7 @@ def test_hand_over_variables_are_not_inputs(home: CmHome, archive: bytes) -> Non
     assert victim.read_bytes() == b"mine" and not (home.path / "elsewhere").exists()
 
 
-def test_removes_hand_over_variables_after_the_call(home: CmHome, archive: bytes) -> None:
+def test_removes_private_variables_after_the_call(home: CmHome, archive: bytes) -> None:
     path = write(home.path / "a.tar.gz", archive)
     program = (
         "import os, sys, cmind\n"
@@ -375,12 +375,12 @@ def test_threads_get_their_own_files_or_an_error(home: CmHome) -> None:
         contents, failed = json.loads(printed.splitlines()[-1])
         assert contents == {source: [source, sources[source]] for source in contents}
         errors += failed
-    ours = [error for error in errors if "thread" in error]
-    assert ours, errors
+    thread_errors = [error for error in errors if "thread" in error]
+    assert thread_errors, errors
     assert not any("IMAGENET_AUX" in error or "native script" in error for error in errors), errors
 
 
-def test_call_of_another_thread_succeeds_after_an_aborted_one(home: CmHome, archive: bytes) -> None:
+def test_call_from_another_thread_succeeds_after_an_aborted_one(home: CmHome, archive: bytes) -> None:
     """Abort a call between the hooks, and call from another thread while the first one is alive."""
     path = write(home.path / "a.tar.gz", archive)
     program = (
@@ -428,12 +428,12 @@ def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_interrupted_call_leaves_nothing(name: str, home: CmHome, server: Server, archive: bytes) -> None:
+def test_interrupted_call_leaves_no_files_behind(name: str, home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
     with started_call(home, url) as process:
         while not server.requests:
             time.sleep(0.05)
-        time.sleep(0.3)  # let the client receive the first bytes
+        time.sleep(0.3)  # give the client time to receive the first bytes
         os.killpg(process.pid, getattr(signal, name))
         printed = process.communicate(timeout=60)[0]  # also waits for the fetcher, which writes to the same pipe
     assert process.returncode != 0 and "error: interrupted" in printed

@@ -70,7 +70,7 @@ def test_fetch_verifies_a_generated_test_txt(kind: str, tmp_path: Path) -> None:
     assert report["verified"] is True and report["files"] == ["test.txt"]
 
 
-def test_mirrors_have_the_files_of_the_manifest() -> None:
+def test_mirrors_have_the_files_in_the_manifest() -> None:
     for mirror in MANIFEST.mirrors:
         if mirror.files:
             assert set(mirror.files) <= set(MANIFEST.files)
@@ -78,7 +78,7 @@ def test_mirrors_have_the_files_of_the_manifest() -> None:
         assert set(mirror.optional) <= set(mirror.files)
 
 
-def test_the_files_of_the_fork_are_optional() -> None:
+def test_files_from_the_fork_are_optional() -> None:
     (mirror,) = (mirror for mirror in MANIFEST.mirrors if "raw.githubusercontent.com/BVLC" in mirror.address)
     assert set(mirror.optional) >= {"det_synset_words.txt", "imagenet.bet.pickle"}
 

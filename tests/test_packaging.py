@@ -38,7 +38,7 @@ def test_pip_installs_a_command_without_deprecation_warnings(tmp_path: Path) -> 
     assert help_text.startswith("usage: imagenet-aux")
 
 
-def test_python_with_libressl_passes_the_tests(tmp_path: Path, server: Server, archive: bytes) -> None:
+def test_fetches_with_libressl(tmp_path: Path, server: Server, archive: bytes) -> None:
     (tmp_path / "sitecustomize.py").write_text("import ssl\nssl.OPENSSL_VERSION = 'LibreSSL 2.8.3'\n")
     search_path = os.pathsep.join([str(tmp_path), str(ROOT)])
     result = run_command(tmp_path, "fetch", server.serve("a.tar.gz", archive), PYTHONPATH=search_path)

@@ -17,7 +17,7 @@ from imagenet_aux.streams import Stream
 
 
 class Terminal(io.StringIO):
-    """A text stream that reports being a terminal, and counts flushes."""
+    """A text stream that claims to be a terminal, and counts flushes."""
 
     flushes = 0
 
@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a function that sets the number of terminal columns."""
+    """Return a list whose only item sets the number of terminal columns."""
     made = [100]
     monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((made[0], 24)))
     return made
@@ -92,12 +92,12 @@ MB = 1_000_000
         "two digits",
         "seconds",
         "complete",
-        "file that grows",
+        "growing file",
         "unknown size",
         "zero seconds",
         "nothing received",
         "nothing received, unknown size",
-        "control codes",
+        "control characters",
     ],
 )
 def test_describes_a_stream(shown: Stream, seconds: float, expected: str) -> None:
@@ -162,9 +162,9 @@ def test_bar_fits_the_terminal(width: int, expected: str, clock: Clock, columns:
         (stream(20 * MB, 20 * MB), "[" + "#" * 40 + "]  "),
         (stream(25 * MB, 20 * MB), "[" + "#" * 40 + "]  "),
     ],
-    ids=["nothing received", "unknown size", "one byte", "complete", "file that grows"],
+    ids=["nothing received", "unknown size", "one byte", "complete", "growing file"],
 )
-def test_bar_shows_the_share(shown: Stream, bar: str, clock: Clock, columns: list[int]) -> None:
+def test_bar_shows_the_received_share(shown: Stream, bar: str, clock: Clock, columns: list[int]) -> None:
     out = Terminal()
     show = Progress(out)
     show(shown)
@@ -215,10 +215,10 @@ def test_clears_the_bar_once(clock: Clock, columns: list[int]) -> None:
     assert out.getvalue() == bar + "\r" + " " * 99 + "\r"
 
 
-@pytest.mark.parametrize("problem", ["no size", "zero columns"])
+@pytest.mark.parametrize("problem", ["unknown size", "zero columns"])
 def test_assumes_80_columns(problem: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def get_size(fd: int) -> os.terminal_size:
-        if problem == "no size":
+        if problem == "unknown size":
             raise OSError
         return os.terminal_size((0, 0))
 
@@ -232,7 +232,7 @@ def test_assumes_80_columns(problem: str, clock: Clock, monkeypatch: pytest.Monk
     assert out.getvalue() == "\r" + "5.0 MB  5.0 MB/s".ljust(79)
 
 
-def test_escapes_control_codes_in_text() -> None:
+def test_escapes_control_characters_in_text() -> None:
     out = io.StringIO()
     Progress(out).write("error: \x1b[2J\u202e é\n")
     assert out.getvalue() == "error: \\x1b[2J\\u202e é\n"

@@ -100,7 +100,7 @@ class Cmd:
         )
 
     def python(self) -> Path:
-        """Return the path of Python, or of its stand-in in a folder with special characters."""
+        """Return the path of Python, or of the stand-in for it in a folder with special characters."""
         if WINDOWS:
             return Path(sys.executable)
         if not COMPILER:
@@ -152,7 +152,7 @@ def script(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return the folder of the call."""
+    """Return the working folder for the call."""
     path = tmp_path / "çà et là"
     path.mkdir()
     return path
@@ -178,9 +178,9 @@ SOURCES = {
     "a URL": "https://example.org/a.tar.gz",
     "a percent-encoded URL": "https://example.org/a%20b%C3%A9%2Fc.tar.gz",
     "a URL with a query": "https://example.org/a?b=c&d=e;f|g",
-    "the name of a variable in percent signs": "%PATH%",
+    "a variable name in percent signs": "%PATH%",
     "carets": "a^b^^c",
-    "letters of other scripts": "C:\\données\\日本",
+    "non-ASCII letters": "C:\\données\\日本",
     "an equals sign and a space": "C:\\a=b c",
 }
 
@@ -216,7 +216,7 @@ def test_exits_with_0_if_there_is_a_result_file(code: int, cmd: Cmd, folder: Pat
     assert cmd.call(folder, script / "run.bat", CODE=str(code), **env).returncode == 0
 
 
-# Called by hand
+# Called directly
 
 
 def test_runs_from_any_folder(cmd: Cmd, folder: Path, script: Path) -> None:
@@ -287,7 +287,7 @@ def test_finds_a_python_that_is_a_batch_file(code: int, cmd: Cmd, folder: Path, 
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES.values() if s and not set(s) & set('"\\')])
-def test_engines_batch_file_keeps_the_inputs(
+def test_engines_batch_file_preserves_the_inputs(
     source: str, cmd: Cmd, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = make_script(tmp_path / "script")

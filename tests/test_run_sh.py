@@ -1,4 +1,4 @@
-"""Test run.sh when it is called by hand, or with the inputs of the hooks."""
+"""Test run.sh, called directly and with the inputs from the hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server import Reply, Server
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return the folder of the call."""
+    """Return the working folder for the call."""
     path = tmp_path / "any folder"
     path.mkdir()
     return path
@@ -44,7 +44,7 @@ def copy_script(folder: Path) -> Path:
     return folder
 
 
-# Called by hand
+# Called directly
 
 
 def test_without_arguments_fetches_cm_wget_url(
@@ -57,16 +57,14 @@ def test_without_arguments_fetches_cm_wget_url(
 
 
 @pytest.mark.parametrize("checksum", ["0" * 32, "not hex"])
-def test_without_arguments_requires_the_checksum_variable(
-    checksum: str, bash: str, folder: Path, archive: bytes
-) -> None:
+def test_without_arguments_verifies_the_checksum(checksum: str, bash: str, folder: Path, archive: bytes) -> None:
     (folder / "a.tar.gz").write_bytes(archive)
     result = run(bash, folder, CM_WGET_URL="a.tar.gz", CM_IMAGENET_AUX_CHECKSUM=checksum)
     assert result.returncode == 1 and checksum in result.stderr
 
 
 @pytest.mark.parametrize("name", ["-a.tar.gz", "a b.tar.gz"])
-def test_without_arguments_takes_any_name(name: str, bash: str, folder: Path, archive: bytes) -> None:
+def test_without_arguments_accepts_any_file_name(name: str, bash: str, folder: Path, archive: bytes) -> None:
     (folder / name).write_bytes(archive)
     result = run(bash, folder, CM_WGET_URL=name)
     assert result.returncode == 0, result.stderr
@@ -143,10 +141,10 @@ def test_signal_to_the_shell_ends_the_fetcher(bash: str, folder: Path, server: S
     assert list(folder.iterdir()) == []
 
 
-# Called with the inputs of the hooks
+# Called with the inputs from the hooks
 
 
-def hand_over(source: str) -> dict[str, str]:
+def hook_variables(source: str) -> dict[str, str]:
     """Return the variables that the hooks set."""
     return {
         "CM_IMAGENET_AUX_PYTHON": sys.executable,
@@ -163,7 +161,7 @@ def test_writes_the_files_and_the_result(
     name: str, bash: str, folder: Path, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     (folder / name).write_bytes(archive)
-    result = run(bash, folder, **hand_over(name))
+    result = run(bash, folder, **hook_variables(name))
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (folder / "the files").iterdir()) == sorted(sample_files)
     written = json.loads((folder / "the result.json").read_text(encoding="utf-8"))
@@ -171,7 +169,7 @@ def test_writes_the_files_and_the_result(
 
 
 def test_exits_with_0_if_python_cannot_start(bash: str, folder: Path) -> None:
-    assert run(bash, folder, **{**hand_over("a.tar.gz"), "CM_IMAGENET_AUX_PYTHON": "missing"}).returncode == 0
+    assert run(bash, folder, **{**hook_variables("a.tar.gz"), "CM_IMAGENET_AUX_PYTHON": "missing"}).returncode == 0
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
@@ -180,7 +178,7 @@ def test_interruption_removes_the_result(bash: str, folder: Path, server: Server
     process = subprocess.Popen(
         [bash, str(ROOT / "run.sh")],
         cwd=folder,
-        env=clean_env(**hand_over(url)),
+        env=clean_env(**hook_variables(url)),
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
@@ -196,7 +194,7 @@ def test_interruption_removes_the_result(bash: str, folder: Path, server: Server
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX process groups")
 def test_interruption_before_there_is_a_result(bash: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os; os.killpg(0, 15)\n")
-    env = clean_env(**hand_over("a.tar.gz"), PYTHONPATH=str(tmp_path))
+    env = clean_env(**hook_variables("a.tar.gz"), PYTHONPATH=str(tmp_path))
     call = [bash, str(ROOT / "run.sh")]
     result = subprocess.run(call, cwd=folder, env=env, capture_output=True, start_new_session=True, timeout=60)
     assert result.returncode == 0 and result.stderr.endswith(b"error: interrupted\n")

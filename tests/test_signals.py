@@ -137,7 +137,7 @@ def test_suspension_does_not_count_as_waiting(
     sample_files: dict[str, bytes],
     old_files: dict[str, bytes],
 ) -> None:
-    """Five seconds without a byte exceed the limit of four seconds, unless the process is suspended meanwhile."""
+    """Five seconds without data exceed the four-second limit, unless the process is suspended for that time."""
     gate = threading.Event()
     gate_header: dict[str, str | Callable[[], str]] = {"X-Gate": lambda: str(gate.wait(60))}
     replies = [Reply(headers=gate_header), Reply(status=404)]
@@ -199,13 +199,13 @@ class Runner:
         self._process.communicate(timeout=60)
 
     def run(self, number: str, step: int, mode: str = "once") -> tuple[int, str]:
-        """Return the exit code and the name of the step; empty if there is no such step."""
+        """Restore the old files and run; return the exit code and the step's name (empty if there is no such step)."""
         shutil.rmtree(self._work / "data")
         write_files(self._work / "data", self._old_files)
         return self.repeat(number, step, mode)
 
     def repeat(self, number: str = "SIGTERM", step: int = 0, mode: str = "once") -> tuple[int, str]:
-        """Run in the folder as it is; by default without a signal."""
+        """Run without restoring the old files; by default, send no signal."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{number} {step} {mode}\n")
         self._process.stdin.flush()
@@ -287,7 +287,7 @@ def test_next_fetch_succeeds_after_a_kill_at_each_step(
 # Under the engine
 
 
-def test_kill_of_the_engine_leaves_a_usable_cache(
+def test_killed_engine_leaves_a_usable_cache(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"), Reply())

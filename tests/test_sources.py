@@ -64,7 +64,7 @@ def test_resolves_a_file_url(prefix: str, archive_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@host/a//b@c.tar.gz", "HTTPS://me@host/a.tar.gz?x=1"])
-def test_hides_the_password_of_a_url(url: str) -> None:
+def test_hides_the_password_in_a_url(url: str) -> None:
     source = resolve_one(url)
     assert "me" not in source.address and source.address.endswith(url.partition("@")[2])
     assert source == Source(source.address, [Transfer(url)])
@@ -79,7 +79,7 @@ def test_archive_must_match_the_checksum(length: int, archive_path: Path) -> Non
 
 
 @pytest.mark.parametrize("checksum", [" ", "0" * 31, "0" * 33, "0" * 40, "0" * 63 + "g", "md5:" + "0" * 32, "0" * 999])
-def test_refuses_an_invalid_checksum(checksum: str, archive_path: Path) -> None:
+def test_rejects_an_invalid_checksum(checksum: str, archive_path: Path) -> None:
     with pytest.raises(FetchError, match=r"^checksum: expected an MD5 \(32 hex digits\) or a SHA-256 ") as caught:
         resolve_one(archive_path, checksum)
     assert len(str(caught.value)) < 300
@@ -92,17 +92,17 @@ def test_resolves_a_folder_to_the_files_in_it(tmp_path: Path) -> None:
     assert resolve_one(tmp_path) == Source(str(tmp_path), expected)
 
 
-def test_refuses_a_checksum_for_a_folder(tmp_path: Path) -> None:
+def test_rejects_a_checksum_for_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"--checksum requires an archive, got individual files. Omit --checksum"):
         resolve_one(tmp_path, "0" * 32)
 
 
-def test_refuses_a_missing_path(tmp_path: Path) -> None:
+def test_rejects_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"no such\.tar\.gz cannot be read: "):
         resolve_one(tmp_path / "no such.tar.gz")
 
 
-def test_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def listdir(path: str) -> list[str]:
         raise PermissionError(13, "Permission denied", path)
 
@@ -112,12 +112,12 @@ def test_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a.tar.gz", "s3://bucket/a.tar.gz"])
-def test_refuses_other_schemes(url: str) -> None:
+def test_rejects_other_schemes(url: str) -> None:
     with pytest.raises(FetchError, match="expected an http, https or file URL, or the path of an archive or folder"):
         resolve_one(url)
 
 
-def test_refuses_a_file_url_of_another_host() -> None:
+def test_rejects_a_file_url_with_another_host() -> None:
     with pytest.raises(FetchError, match="expected a local file URL, such as file:///path"):
         resolve_one("file://host/a.tar.gz")
 
@@ -180,13 +180,13 @@ def read(path: Path) -> bytes:
     return LocalFile(str(path), Watcher()).deliver(b"".join)
 
 
-def test_refuses_a_folder_as_a_local_file(tmp_path: Path) -> None:
+def test_rejects_a_folder_as_a_local_file(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a regular file: expected an archive"):
         read(tmp_path)
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no /dev")
-def test_refuses_a_device_as_a_local_file() -> None:
+def test_rejects_a_device_as_a_local_file() -> None:
     with pytest.raises(SourceError, match="not a regular file: expected an archive"):
         read(Path("/dev/null"))
 
@@ -277,7 +277,7 @@ def test_limits_the_size_of_a_folder(
         [b" " * 4096, b"<html>"],
         [b" " * 9000 + b"<html>"],
     ],
-    ids=["HTML", "split", "byte order mark", "white space", "4 KiB of white space", "long first chunk"],
+    ids=["HTML", "split", "byte order mark", "whitespace", "4 KiB of whitespace", "long first chunk"],
 )
 def test_rejects_html(chunks: list[bytes]) -> None:
     with pytest.raises(ContentError, match=r"^HTML or XML instead of the file: "):
@@ -287,7 +287,7 @@ def test_rejects_html(chunks: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "chunks",
     [[], [b""], [b"text <"], [b"\n", b"text", b"<html>"], [b" " * 4097, b"<html>"], [b"\x1f", b"\x8b"]],
-    ids=["nothing", "empty chunk", "text", "HTML after text", "HTML after 4 KiB of white space", "gzip"],
+    ids=["nothing", "empty chunk", "text", "HTML after text", "HTML after 4 KiB of whitespace", "gzip"],
 )
 def test_passes_other_content_through(chunks: list[bytes]) -> None:
     assert b"".join(reject_html(chunks)) == b"".join(chunks)

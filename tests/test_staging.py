@@ -63,7 +63,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def staging_folder(target: Path) -> Path:
-    """Return the path of the one staging folder in a target."""
+    """Return the path of the only staging folder in a target."""
     (folder,) = target.glob(".imagenet-aux.*.*")
     return folder
 
@@ -274,15 +274,15 @@ def test_failed_publication_restores_everything(
     old_files: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absent, linked, *_ = NAMES
-    old = {name: data for name, data in old_files.items() if name != absent}
+    missing, linked, *_ = NAMES
+    old = {name: data for name, data in old_files.items() if name != missing}
     data = write_files(work / "data", old)
     if not WINDOWS:
         (data / linked).rename(work / "mine.txt")
         (data / linked).symlink_to(Path("..", "mine.txt"))
     if not has_links:
         monkeypatch.setattr(os, "link", fail_always)
-    # 1: os.link fails for the missing file, so _keep_old tries os.replace
+    # One extra move: os.link fails for the missing file, so _keep_old tries os.replace
     moves = len(NAMES) + (1 if has_links else len(NAMES))
     monkeypatch.setattr(os, "replace", fail_at(call, os.replace, errno.EBUSY))
     if call > moves:
@@ -514,7 +514,7 @@ def test_missing_drive_is_reported(source: Path) -> None:
         fetch_into(Path("Q:/new/data"), source)
 
 
-# Leftovers of killed processes
+# Leftovers from killed processes
 
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 
@@ -538,7 +538,7 @@ def make_leftover(parent: Path, host: str = HOST, age: float = 0, has_lock: bool
         ("elsewhere", DAY - 600, True, False),
         ("elsewhere", DAY + 600, True, True),
     ],
-    ids=["this host", "this host, no lock", "another host", "another host, no lock", "a day before", "a day after"],
+    ids=["this host", "this host, no lock", "another host", "another host, no lock", "under a day", "over a day"],
 )
 def test_removes_leftovers(host: str, age: float, has_lock: bool, is_removed: bool, work: Path, source: Path) -> None:
     folder = make_leftover(work, host, age, has_lock)
@@ -614,7 +614,7 @@ def test_keeps_folders_with_similar_names(work: Path, source: Path) -> None:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
-def test_does_not_follow_a_link_with_the_name_of_a_leftover(work: Path, source: Path) -> None:
+def test_does_not_follow_a_link_named_like_a_leftover(work: Path, source: Path) -> None:
     mine = write_files(work / "mine", {"lock": b"", "notes": b"mine"})
     (work / "data").mkdir()
     (work / "data" / f".imagenet-aux.{HOST}.01234567").symlink_to(mine)
@@ -623,7 +623,7 @@ def test_does_not_follow_a_link_with_the_name_of_a_leftover(work: Path, source: 
 
 
 def touch_lock_file(work: Path) -> Path:
-    """Create the lock file of a target."""
+    """Create the lock file in a target."""
     (work / "data").mkdir()
     path = work / "data" / ".imagenet-aux.lock"
     path.touch()
@@ -636,7 +636,7 @@ def test_takes_over_the_lock_file_of_a_killed_process(work: Path, source: Path, 
     assert read_data(work) == sample_files
 
 
-def test_failed_fetch_removes_a_target_with_leftovers_only(work: Path, tmp_path: Path) -> None:
+def test_failed_fetch_removes_a_target_with_only_leftovers(work: Path, tmp_path: Path) -> None:
     """A killed process created the target."""
     make_leftover(work)
     (work / "data" / ".imagenet-aux.lock").touch()
@@ -658,10 +658,10 @@ def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkey
     assert {stat.S_IMODE(mode) for mode in modes} == {0o666}
 
 
-def test_lock_file_needs_no_permissions(
+def test_lock_file_works_without_permissions(
     work: Path, source: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems let only the owner of the mount change permissions."""
+    """On some file systems, only the owner of the mount can change permissions."""
     monkeypatch.setattr(os, "fchmod", fail_always, raising=False)
     fetch_into(work / "data", source)
     assert read_data(work) == sample_files
@@ -785,7 +785,7 @@ def test_only_one_process_publishes_at_a_time(
             staged.wait(60)
 
     def meet() -> None:
-        """Wait for the other process to move files at the same time, which must not happen."""
+        """Record a failure if the other process moves files at the same time."""
         with contextlib.suppress(threading.BrokenBarrierError):
             moving.wait(2)
             met.append(True)
@@ -806,7 +806,7 @@ def test_only_one_process_publishes_at_a_time(
 
 @pytest.mark.skipif(WINDOWS, reason="the test uses POSIX locks")
 def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS refuses to lock files that are open for reading only."""
+    """NFS cannot lock files that are open for reading only."""
     import fcntl
 
     modes = []

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the Python stub is a shell script")
 
-# Stands in for python3: counts the environments that it creates, without pip to save time.
+# A stand-in for python3: counts the environments that it creates, and omits pip to save time.
 STUB = f"""#!/bin/sh
 case $2 in
 venv) echo venv >>created; exec "{sys.executable}" "$@" --without-pip ;;
@@ -90,7 +90,7 @@ def test_unusable_venv_is_recreated(project: Project, bash: str, damage: str) ->
     assert project.created() == 2
 
 
-def test_release_of_requests_has_its_own_venv(project: Project, bash: str) -> None:
+def test_each_requests_release_has_its_own_venv(project: Project, bash: str) -> None:
     project.run(bash, REQUESTS="2.28.1")
     project.run(bash)
     assert project.created() == 2

@@ -2,8 +2,8 @@
 # Sourced by the other scripts: creates the project's environment in .venv, and a temporary folder that exists until exit.
 #
 # PYTHON=COMMAND  creates .venv with this Python, a command or an absolute path. Replaces a .venv of another version.
-#                 Without it, a .venv that works is kept, and a new one is created with python3.
-# REQUESTS=X.Y.Z  uses this release of requests, and a urllib3 of its time, in an environment beside .venv.
+#                 Without it, keeps a working .venv, or creates one with python3.
+# REQUESTS=X.Y.Z  uses this release of the requests library and a urllib3 of the same age, in an environment beside .venv.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=.venv${REQUESTS:+-requests-$REQUESTS}
@@ -42,7 +42,7 @@ version=${python:+$("$python" -c 'import sys; print(sys.version)')}
 if ! is_usable ${version:+"$version"} >/dev/null 2>&1; then
   echo "Creating $venv ..."
   if [ -L "$venv" ]; then
-    rm "$venv" # --clear would empty the environment that the link leads to
+    rm "$venv" # --clear would empty the environment that the link points to
   fi
   "${python:-python3}" -m venv --clear "$venv"
   find_bin

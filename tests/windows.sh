@@ -16,7 +16,7 @@ export WINEDLLOVERRIDES='mscoree,mshtml,winemenubuilder.exe=' # no .NET, no HTML
 export WINEPATH="Z:${windows//\//\\};Z:${windows//\//\\}\\Scripts"
 export PYTHONDONTWRITEBYTECODE=1 # the native pytest would read its bytecode, which contains Windows paths
 python() {
-  "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot use wine's handles of files or terminals
+  "$wine" "$windows/python.exe" "$@" </dev/null 2>&1 | cat # Python cannot use wine's handles for files or terminals
 }
 
 if [ ! -f "$windows/complete" ]; then
@@ -50,7 +50,7 @@ export HOME=$windows/home
 # Keep wineserver running: programs that start while it shuts down fail.
 wineserver --persistent
 trap 'wineserver --kill; remove_temporary' EXIT
-# Python refuses Windows 7, which is wine's default.
+# Python does not run on Windows 7, which is wine's default.
 if ! "$wine" reg add 'HKCU\Software\Wine' /v Version /d win10 /f </dev/null >"$windows/log" 2>&1; then
   cat "$windows/log"
   exit 1
@@ -66,5 +66,5 @@ echo "Not run: test_mirrors.py (cryptography does not load under wine), test_api
 echo "that need taskkill /T or symbolic links, which wine does not support. pytest lists other skipped tests."
 python -m pytest -p no:cacheprovider -n 2 \
   tests/test_{command,cm,hooks,archive,connection,staging,signals,sources,run_bat}.py \
-  --deselect tests/test_signals.py::test_kill_of_the_engine_leaves_a_usable_cache \
+  --deselect tests/test_signals.py::test_killed_engine_leaves_a_usable_cache \
   --deselect tests/test_sources.py::test_inspects_regular_files_and_links_to_them

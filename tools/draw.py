@@ -53,8 +53,8 @@ _HOSTS = [str(urllib.parse.urlsplit(mirror.address).hostname) for mirror in MANI
 # Each stage's title, modules and description.
 _STAGES = [
     ("sources", "sources.py", ["--url, or in turn:", *(host.replace("www.", "") for host in _HOSTS)]),
-    ("bytes", "download.py streams.py", ["resume after faults,", "restart, or give up;", "refuse HTML"]),
-    ("members", "archive.py", ["decompress in a", "second thread;", "refuse links, unsafe", "paths, huge files"]),
+    ("bytes", "download.py streams.py", ["resume after faults,", "restart, or give up;", "reject HTML"]),
+    ("members", "archive.py", ["decompress in a", "second thread;", "reject links, unsafe", "paths, huge files"]),
     ("staged files", "staging.py verify.py", ["inside data/; digests", "computed on the", "way, then compared"]),
     ("data/", "staging.py", ["all files or none,", "each by one rename;", "the old ones are", "restored on failure"]),
     ("keys", "customize.py", ["CM_DATASET_AUX_", "  PATH", "  VAL_PATH, ...", "  SOURCE", "  VERIFIED"]),
@@ -100,7 +100,7 @@ def time_spent() -> str:
     alone = [(name, steps[name]) for name in ("transfer", "decompress", "hash", "write")]
     left, scale = 170, (_WIDTH - 240) / max(sum(seconds for _, seconds in parts) for _, parts in bars)
     parts = [
-        _text(16, 28, "Where the time of a cold call goes (seconds, loopback)", "title"),
+        _text(16, 28, "Where a cold call spends its time (seconds, loopback)", "title"),
         *_legend(),
     ]
     y = 76
@@ -112,7 +112,7 @@ def time_spent() -> str:
             x += seconds * scale
         parts.append(_text(x + 8, y + 15, f"{sum(seconds for _, seconds in segments):.2f}"))
         y += 32
-    parts.append(_text(16, y + 20, "The steps of the fetch, each alone. They overlap in this script:", "muted"))
+    parts.append(_text(16, y + 20, "The steps of the fetch, timed separately. In this script they overlap:", "muted"))
     y += 32
     for name, seconds in [*alone, ("wget alone", wget), ("tar alone", steps["tar"])]:
         kind = "other" if "alone" in name else "work"
@@ -120,7 +120,7 @@ def time_spent() -> str:
         parts.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{seconds * scale:.1f}" height="14"/>')
         parts.append(_text(left + seconds * scale + 8, y + 11, f"{seconds:.2f}"))
         y += 20
-    return _svg(y + 12, "Where the time of a cold call goes", parts)
+    return _svg(y + 12, "Where a cold call spends its time", parts)
 
 
 def _legend() -> Iterable[str]:

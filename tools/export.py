@@ -81,7 +81,8 @@ for the specific language governing permissions and limitations under the Licens
     ),
 }
 
-# From the first section of a docstring to its end. The upstream projects keep scripts small, and have no API documents.
+# Matches a docstring from its first numpydoc section to its end. The upstream projects keep scripts small, and have no
+# API documentation.
 _NUMPYDOC = re.compile(r'\n\n( +)(?:Parameters|Returns|Raises|Attributes|Yields)\n\1-+\n(?:.*\n)*?\1"""')
 
 _CM_README = """\

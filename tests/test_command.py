@@ -393,11 +393,12 @@ def test_exhausted_resources_are_reported_in_one_sentence(
 ) -> None:
     """Limit the address space at the start of the download, so that a thread or a chunk cannot be allocated."""
     limit = f"""if True:
-        import pathlib, resource
+        import pathlib, resource, threading
         from imagenet_aux import archive, download
+        threading.stack_size(64 << 20)
         def limit_memory(*_):
             size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
         if {kind == "threads"}:
             limit_memory()
         else:

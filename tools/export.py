@@ -105,7 +105,8 @@ def export(name: str, folder: Path) -> None:
     Raises
     ------
     ValueError
-        If the folder contains other files; CM, for example, would merge a ``_cm.json`` with ``_cm.yaml``.
+        If the folder contains other files; CM, for example, would merge a ``_cm.json`` with ``_cm.yaml``. Also on
+        Python 3.12 and newer, where autopep8 damages f-strings.
     """
     project = PROJECTS[name]
     meta = _meta(project.default)
@@ -119,6 +120,9 @@ def export(name: str, folder: Path) -> None:
     others = sorted(set(_list_files(folder)) - set(files))
     if others:
         raise ValueError(f"{folder}: expected no other files, got {', '.join(others)}. Remove them")
+    if sys.version_info >= (3, 12):
+        found = sys.version.split()[0]
+        raise ValueError(f"Python version: expected 3.8 to 3.11, got {found}. autopep8 damages f-strings on later ones")
     for path, text in files.items():
         if path.endswith(".py"):
             text = _format(text)

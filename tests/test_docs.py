@@ -76,6 +76,12 @@ def test_links_between_documents_have_a_target(document: str) -> None:
         assert not anchor or anchor in anchors(path or document), target
 
 
+def test_benchmark_times_cold_and_cached_calls(tmp_path: Path) -> None:
+    bench = benchmark.Bench(tmp_path)
+    assert bench.cold(benchmark.NOOP_TAGS)() > 0
+    assert bench.cached(benchmark.NOOP_TAGS)() > 0
+
+
 def test_benchmark_table_matches_the_measured_figures() -> None:
     figures = json.loads(read("docs/benchmark.json"))
     assert benchmark.table(figures["rows"]) in read("CONTRIBUTING.md"), "copy the table that tools/benchmark.py prints"

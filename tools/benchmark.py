@@ -109,17 +109,14 @@ class Bench:
         self._template = CmHome(folder / "template")
         self._add_script(WGET_TAGS, 'wget -q "$CM_WGET_URL" && mkdir data && tar -C data -xzf *.tar.gz && rm *.tar.gz')
         self._add_script(NOOP_TAGS, "true")
-        self._template.run_command("cm", "reindex", "repo", check=True)
         stub = folder / "stub" / "isal"
         stub.mkdir(parents=True)
         (stub / "__init__.py").write_text("raise ImportError('hidden by the benchmark')\n")
         self._without_isal = {"PYTHONPATH": str(stub.parent)}
 
     def _add_script(self, tags: str, command: str) -> None:
-        folder = self._template.script.parent / tags.replace(",", "-")
-        folder.mkdir()
         meta = {
-            "alias": folder.name,
+            "alias": tags.replace(",", "-"),
             "uid": hashlib.md5(tags.encode()).hexdigest()[:16],
             "automation_alias": "script",
             "automation_uid": "5b4e0237da074764",
@@ -127,15 +124,14 @@ class Bench:
             "tags": tags.split(","),
             "input_mapping": {"url": "CM_WGET_URL"},
         }
-        (folder / "_cm.json").write_text(json.dumps(meta))
-        (folder / "run.sh").write_text(command + "\n")
+        (self._template.add_script(meta) / "run.sh").write_text(command + "\n")
 
     def new_home(self) -> CmHome:
         """Create a home with an empty cache."""
         self._count += 1
         path = self.folder / f"home{self._count}"
         path.mkdir()
-        return CmHome(path, self._template)
+        return CmHome(path, self._template.path)
 
     def cold(self, tags: str, *inputs: str, isal: bool = False) -> Run:
         """Return a function that times the first call of a script in a new home."""

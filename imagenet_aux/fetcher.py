@@ -122,7 +122,8 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
         failures.insert(
             0,
             f"none of the {len(candidates)} mirrors could be reached. "
-            f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH. Reasons:",
+            f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH "
+            "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
         )
     raise FetchError("\n".join(failures))
 

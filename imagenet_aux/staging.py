@@ -114,7 +114,7 @@ class Staging:
         if foreign:
             raise FetchError(
                 f"{self.target} contains other files named {', '.join(foreign)}. "
-                "Choose another folder, move the files away, or pass --replace"
+                "Choose another folder, move the files away, or, without CM, pass --replace"
             )
 
     def _is_known(self, name: str, is_staged: bool, manifest: Manifest) -> bool:

@@ -92,7 +92,7 @@ def test_replace_allows_replacing_other_files(work: Path, source: Path, sample_f
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         f"error: {data} contains other files named val.txt. "
-        "Choose another folder, move the files away, or pass --replace"
+        "Choose another folder, move the files away, or, without CM, pass --replace"
     )
     assert read_data(work) == {"val.txt": b"mine"}
     assert run_command(work, "fetch", source, "--replace").returncode == 0

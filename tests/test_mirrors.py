@@ -161,7 +161,8 @@ def test_reports_each_mirror_once_if_all_are_down(hosts: Hosts, tmp_path: Path) 
     assert lines[: len(MIRRORS) + 1] == [
         *(f"trying {mirror.address}" for mirror in MIRRORS),
         f"error: none of the {len(MIRRORS)} mirrors could be reached. "
-        f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH. Reasons:",
+        f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH "
+        "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
     ]
     reasons = lines[len(MIRRORS) + 1 :]
     assert len(reasons) == len(MIRRORS)

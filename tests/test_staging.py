@@ -79,7 +79,7 @@ def test_refuses_to_replace_other_files(names: list[str], work: Path, source: Pa
         fetch_into(data, source)
     assert str(caught.value) == (
         f"{data} contains other files named {', '.join(names)}. "
-        "Choose another folder, move the files away, or pass --replace"
+        "Choose another folder, move the files away, or, without CM, pass --replace"
     )
     assert read_data(work) == files
     assert os.listdir(work) == ["data"]

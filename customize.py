@@ -81,7 +81,7 @@ def path_key(name):
 
 
 def _is_on_stack(frame, top):
-    """Return whether the frame is on a stack, that is, its call is still running."""
+    """Return whether the frame is on a stack: its call is still running."""
     while top is not None and top is not frame:
         top = top.f_back
     return top is not None
@@ -105,7 +105,7 @@ def _read_inputs(i, folder):
     url = _first(call.get("url"), *(_value(own, key) for key in _SOURCES), _variation_url(i))
     checksum = _value(env, _CHECKSUM)  # where input_mapping puts the input
     extract_path = _value(own, _EXTRACT_PATH)
-    for name, value in (("url", url), ("checksum", checksum), (_EXTRACT_PATH, extract_path)):
+    for name, value in (("url", url), ("checksum", checksum), ("env.CM_" + _EXTRACT_PATH, extract_path)):
         if not isinstance(value, str):
             raise ValueError(f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE.")
     if not re.fullmatch("[0-9a-fA-F]*", checksum):

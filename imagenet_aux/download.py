@@ -19,7 +19,7 @@ from .streams import Stream, Watch
 
 _log = logging.getLogger(__name__)
 
-RATE_SECONDS = 30.0  # window over which the download rate is measured
+RATE_SECONDS = 30.0  # window for measuring the download rate
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # no retry after this time without data

@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
     source: str  # the URL or path that the files came from, without credentials
     folder: str  # the absolute path of the target folder
-    files: list[File]  # the files that were written, in manifest order
+    files: list[File]  # the written files, in manifest order
 
     @property
     def verified(self) -> bool:

@@ -1,6 +1,6 @@
 """Stage files in a hidden folder inside the target, then publish them with atomic renames.
 
-Inside the target, they are on its file system and inherit its group and access control list.
+There, they are on the target's file system and inherit its group and access control list.
 """
 
 from __future__ import annotations

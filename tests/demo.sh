@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Demonstrates the script. Requires only PyPI: serves a sample archive on loopback, fetches it through CM in
+# Demonstrates the script. Needs access to PyPI only: serves a sample archive on loopback, fetches it through CM in
 # a temporary home, and prints the exported keys. PYTHON=COMMAND selects the Python for .venv.
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"

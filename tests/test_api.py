@@ -146,8 +146,8 @@ def test_inspect_folder_requires_a_folder(name: str, source: Path, tmp_path: Pat
         imagenet_aux.inspect_folder(tmp_path / name)
 
 
-def test_fetch_prints_nothing(source: Path, tmp_path: Path) -> None:
-    """Expect only warnings, which Python prints unless logging is configured."""
+def test_fetch_prints_only_warnings(source: Path, tmp_path: Path) -> None:
+    """Python prints warnings to stderr unless logging is configured."""
     program = "import imagenet_aux, sys; imagenet_aux.fetch(sys.argv[1], sys.argv[2])"
     result = subprocess.run(
         [sys.executable, "-c", program, str(source), str(tmp_path / "data")],

@@ -219,7 +219,7 @@ def test_keeps_the_users_own_files(arguments: tuple[str, ...], home: CmHome, arc
 
 
 @pytest.mark.parametrize("meta", ["{}", "[]", "not JSON", '{"tags": ["script-artifact-0123456789abcdef"]}'])
-def test_keeps_the_users_own_files_beside_other_metadata(meta: str, home: CmHome, archive: bytes) -> None:
+def test_keeps_the_users_own_files_next_to_other_metadata(meta: str, home: CmHome, archive: bytes) -> None:
     write(home.path / "a.tar.gz", archive)
     write(home.path / "mine" / "_cm.json", meta.encode())
     own = write(home.path / "mine" / "data" / "val.txt", b"my own\n")

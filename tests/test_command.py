@@ -151,7 +151,7 @@ def test_result_file_of_a_failed_fetch(work: Path) -> None:
     }
 
 
-def test_result_file_is_replaced_in_one_step(work: Path, tmp_path: Path) -> None:
+def test_result_file_is_replaced_atomically(work: Path, tmp_path: Path) -> None:
     """The old content stays until the complete new file is renamed over it."""
     hook = (
         "import sys\n"
@@ -309,7 +309,7 @@ def test_differing_and_missing_files_are_reported_separately(work: Path, source:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
-def test_too_large_folder_is_rejected(work: Path, tmp_path: Path) -> None:
+def test_oversized_folder_is_rejected(work: Path, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "mine", {"train.txt": b"", "val.txt": b""})
     for path in folder.iterdir():
         os.truncate(path, 101 << 20)
@@ -391,7 +391,7 @@ def test_isal_is_optional(
 def test_exhausted_resources_are_reported_in_one_sentence(
     kind: str, work: Path, tmp_path: Path, server: Server, archive: bytes
 ) -> None:
-    """Limit the address space at the start of the download, so that a thread or a chunk cannot be allocated."""
+    """Limit the address space at the start of the download, so that allocating a thread or a chunk fails."""
     limit = f"""if True:
         import pathlib, resource, threading
         from imagenet_aux import archive, download

@@ -250,7 +250,7 @@ def test_retries_a_failed_tls_handshake_after_the_first_response(server: Server,
     assert len(server.requests_for("a")) == 3
 
 
-def test_retries_a_refusing_proxy_after_the_first_response(
+def test_retries_a_proxy_refusal_after_the_first_response(
     server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy(server.port, server.port, down=["down.invalid"]) as proxy:
@@ -328,7 +328,7 @@ def test_resumes_a_body_that_is_too_slow(server: Server, monkeypatch: pytest.Mon
 
 
 def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 4096 bytes arrive within the stall limit, but the whole body takes longer."""
+    """Each 4096-byte block arrives within the stall limit, but the whole body takes longer."""
     monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
     assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
     assert len(server.requests_for("a")) == 1

@@ -273,7 +273,7 @@ def test_rejects_a_value_that_is_not_a_string(name: str, value: object, home: Cm
 
 def test_rejects_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": True})
-    assert result["error"] == "EXTRACT_PATH: expected a string, got True. Pass --EXTRACT_PATH=VALUE."
+    assert result["error"] == "env.CM_EXTRACT_PATH: expected a string, got True. Pass --env.CM_EXTRACT_PATH=VALUE."
 
 
 @pytest.mark.usefixtures("no_coverage")

@@ -164,7 +164,7 @@ def test_bar_fits_the_terminal(width: int, expected: str, clock: Clock, columns:
     ],
     ids=["nothing received", "unknown size", "one byte", "complete", "growing file"],
 )
-def test_bar_shows_the_received_share(shown: Stream, bar: str, clock: Clock, columns: list[int]) -> None:
+def test_bar_shows_the_received_fraction(shown: Stream, bar: str, clock: Clock, columns: list[int]) -> None:
     out = Terminal()
     show = Progress(out)
     show(shown)

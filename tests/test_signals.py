@@ -78,7 +78,7 @@ def test_kill_during_download_keeps_the_old_files(
     assert os.listdir(work) == ["data"]
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows cannot handle termination")
+@pytest.mark.skipif(WINDOWS, reason="Windows processes cannot handle SIGTERM")
 def test_result_file_reports_the_interruption(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
     process = start_command(work, "fetch", url, "--result=result.json")
@@ -93,7 +93,7 @@ def test_result_file_reports_the_interruption(work: Path, server: Server, archiv
     }
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows cannot handle termination")
+@pytest.mark.skipif(WINDOWS, reason="Windows processes cannot handle SIGTERM")
 def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(status=503, headers={"Retry-After": "15"}))
     process = start_command(work, "fetch", url)

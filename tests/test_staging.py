@@ -461,7 +461,7 @@ def serve_mirrors(server: Server, archive: bytes) -> Manifest:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no resource limits")
-def test_failing_write_ends_without_trying_other_mirrors(
+def test_write_error_is_not_retried_on_other_mirrors(
     tmp_path: Path, work: Path, server: Server, archive: bytes
 ) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
@@ -473,7 +473,7 @@ def test_failing_write_ends_without_trying_other_mirrors(
     assert os.listdir(work) == []
 
 
-def test_full_disk_ends_without_trying_other_mirrors(small_disk: Path, server: Server, archive: bytes) -> None:
+def test_full_disk_is_not_retried_on_other_mirrors(small_disk: Path, server: Server, archive: bytes) -> None:
     with pytest.raises(FetchError, match=r"cannot write .*/data/.*: No space left on device"):
         fetch(into=str(small_disk / "data"), manifest=serve_mirrors(server, archive))
     assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
@@ -667,7 +667,7 @@ def test_lock_file_works_without_permissions(
     assert read_data(work) == sample_files
 
 
-def test_does_not_create_a_lock_file_that_exists(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opens_an_existing_lock_file_without_o_creat(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sticky folder such as /tmp, Linux refuses to open another user's file with O_CREAT."""
 
     def protected_open(path: str, mode: str) -> IO[bytes]:

@@ -19,8 +19,9 @@ _EXTRACT_PATH = "EXTRACT_PATH"
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
-# State of the running call, kept in another module because the engines reload this one for every call.
-_calls = vars(threading).setdefault("_imagenet_aux_calls", {"lock": threading.Lock()})
+# The engine's stack frame identifies the running call: it is on a thread's stack until the call ends, even if the call
+# is aborted. Kept in another module because the engines reload this one for every call.
+_running = vars(threading).setdefault("_imagenet_aux_running", {"lock": threading.Lock()})
 
 
 def preprocess(i):
@@ -30,11 +31,11 @@ def preprocess(i):
         return _error(f"Python version: expected 3.8 or newer, got {found}. Install the engine in a newer Python.")
     engine = sys._getframe(1)
     busy = _error("another thread of this process is running this script. Run one call at a time, or use processes.")
-    with _calls["lock"]:
-        other = _calls.get("engine")
+    with _running["lock"]:
+        other = _running.get("engine")
         if other and any(_is_on_stack(other, top) for top in sys._current_frames().values()):
             return busy
-        _calls["engine"] = engine
+        _running["engine"] = engine
     try:
         inputs = _read_inputs(i, _call_folder(i["env"], engine))
     except ValueError as error:
@@ -46,7 +47,6 @@ def preprocess(i):
             "note: _skip_ssl_verification has no effect: certificates and digests are always verified.", file=sys.stderr
         )
     inputs["PYTHON"] = sys.executable
-    _calls.update(inputs)
     # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}
@@ -54,11 +54,8 @@ def preprocess(i):
 
 def postprocess(i):
     """Read the native script's result file and export the keys."""
-    if not _is_on_stack(_calls.get("engine"), sys._getframe()):
-        return _error("another thread of this process took over this call. Run one call at a time.")
-    call = dict(_calls)  # leave _calls set: until the engine's call ends, other calls may get the same cache entry
-    for key in [key for key in os.environ if key.startswith("CM_" + _PRIVATE)]:
-        del os.environ[key]
+    prefix = "CM_" + _PRIVATE
+    call = {key[len(prefix) :]: os.environ.pop(key) for key in list(os.environ) if key.startswith(prefix)}
     try:
         with open(call["RESULT"], encoding="utf-8") as file:
             result = json.load(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -19,7 +18,8 @@ from command import NO_COVERAGE
 
 pytestmark = pytest.mark.xdist_group("wine")  # creating two prefixes at once sometimes fails
 WINDOWS = sys.platform == "win32"
-WINE = shutil.which("wine64", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"])  # Debian's location
+WINE, WINESERVER = shutil.which("wine64", path=_PATH), shutil.which("wineserver", path=_PATH)
 COMPILER = shutil.which("x86_64-w64-mingw32-gcc")
 ENV = clean_env(**NO_COVERAGE)  # do not measure the probe's coverage
 
@@ -58,7 +58,7 @@ class Cmd:
     """Windows' cmd, or wine's cmd with a new prefix in this folder."""
 
     def __init__(self, path: Path) -> None:
-        if not WINDOWS and not WINE:
+        if not WINDOWS and not (WINE and WINESERVER):
             pytest.skip("run.bat requires Windows or wine64")
         self.path = path
         self._wine = [] if WINDOWS else [str(WINE)]
@@ -70,18 +70,13 @@ class Cmd:
                 "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=",
             }
             self._env = {**ENV, **minimal, "WINEPREFIX": str(path / "prefix"), "LC_ALL": "C.UTF-8"}
+            (path / "prefix").mkdir()
+            self.wineserver("--persistent")  # otherwise, it stops after each call, and a call fails while it stops
             subprocess.run([*self._wine, "cmd", "/c", "exit"], env=self._env, check=True)  # creates the prefix
 
-    @contextlib.contextmanager
-    def keep_running(self) -> Iterator[None]:
-        """Keep wine's server running: a call fails while it shuts down."""
-        if WINDOWS:
-            yield
-            return
-        idle = [*self._wine, "cmd"]
-        with subprocess.Popen(idle, env=self._env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-            yield
-            process.communicate()
+    def wineserver(self, option: str) -> None:
+        """Run wineserver for this prefix."""
+        subprocess.run([str(WINESERVER), option], env=self._env, check=True)
 
     def call(self, folder: Path, batch: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Call a batch file in a folder."""
@@ -131,12 +126,9 @@ class Cmd:
 def cmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cmd]:
     path = tmp_path_factory.mktemp("windows")
     made = Cmd(path)
-    with made.keep_running():
-        yield made
+    yield made
     if not WINDOWS:
-        server = shutil.which("wineserver", path=os.pathsep.join([os.environ["PATH"], "/usr/lib/wine"]))
-        if server:
-            subprocess.run([server, "-k"], env={**ENV, "WINEPREFIX": str(path / "prefix")}, check=False)
+        made.wineserver("--kill")
         shutil.rmtree(path, ignore_errors=True)  # a wine prefix takes 700 MB
 
 

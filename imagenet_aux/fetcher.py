@@ -47,25 +47,22 @@ def fetch(
     manifest: Manifest = MANIFEST,
     watch: Watch = lambda stream: None,
 ) -> Result:
-    """Fetch the dataset into a folder; on failure, leave the folder unchanged.
+    """Fetch the dataset into a folder, by default from the built-in mirrors; on failure, leave it unchanged.
 
     Parameters
     ----------
     source : str or path, optional
-        The only source to try: an http, https or file URL, or the path of an archive or of a folder containing the
-        files. By default, the built-in mirrors are tried in turn.
+        The only source: an http, https or file URL, or the path of an archive or of a folder containing the files.
     into : str or path, optional
         The target folder.
     checksum : str, optional
         Expected MD5 or SHA-256 of the archive, in hex.
     replace : bool, optional
-        Whether to replace files in the target folder that differ from the published ones, and to remove those that are
-        missing from the source.
+        Whether to replace files that differ from the published ones, and to remove those missing from the source.
     manifest : Manifest, optional
         The dataset's file names, digests and mirrors.
     watch : callable, optional
-        Called with the current `Stream` for each chunk, and twice a second while no data arrives. An exception that it
-        raises aborts the fetch.
+        Called with the `Stream` for each chunk and twice a second while waiting; its exceptions abort the fetch.
 
     Returns
     -------
@@ -76,14 +73,17 @@ def fetch(
     FetchError
         If every source fails, or the files cannot be written.
     """
-    if not os.fspath(into):
-        raise FetchError("target: expected a folder, got an empty path")
-    folder = os.path.abspath(os.path.expanduser(into))
     candidates = sources.resolve(os.fspath(source or ""), checksum or "", manifest)
     try:
-        return _fetch_first(candidates, folder, replace, manifest, _aborting(watch))
+        return _fetch_first(candidates, _target_folder(into), replace, manifest, _aborting(watch))
     except _Abort as abort:
         raise abort.error from None
+
+
+def _target_folder(into: str | os.PathLike[str]) -> str:
+    if not os.fspath(into):
+        raise FetchError("target: expected a folder, got an empty path")
+    return os.path.abspath(os.path.expanduser(into))
 
 
 class _Abort(BaseException):

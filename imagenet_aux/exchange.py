@@ -30,8 +30,6 @@ STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for eac
 MIN_CHUNK_BYTES = 4096
 
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
-
-
 # The requests library does not wrap all urllib3, http.client and OS errors, so catch those too.
 _REQUEST_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 # The first entry whose type matches the error or any of its causes applies.

@@ -144,22 +144,22 @@ class Staging:
             try:
                 if sys.platform == "win32":
                     # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
-                    _retry(lambda: os.rename(path, path), _IN_USE, _READER_SECONDS)
+                    _retry_while_in_use(lambda: os.rename(path, path))
                     os.link(path, old)
                 else:
                     os.link(path, old, follow_symlinks=False)
             except OSError:
-                _retry(lambda: os.replace(path, old), _IN_USE, _READER_SECONDS)
+                _retry_while_in_use(lambda: os.replace(path, old))
 
     def _move(self, source: str | None, name: str) -> None:
         """Move *source* to *name* in the target; if *source* is None, remove *name*."""
         path = os.path.join(self.target, name)
         with _wrap_os_errors(path):
             if source:
-                _retry(lambda: os.replace(source, path), _IN_USE, _READER_SECONDS)
+                _retry_while_in_use(lambda: os.replace(source, path))
             else:
                 with contextlib.suppress(FileNotFoundError):
-                    _retry(lambda: os.remove(path), _IN_USE, _READER_SECONDS)
+                    _retry_while_in_use(lambda: os.remove(path))
 
     def _remove_abandoned(self, has_locks: bool) -> None:
         """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
@@ -280,6 +280,10 @@ def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: 
             if time.monotonic() > give_up:
                 raise
         time.sleep(0.02)
+
+
+def _retry_while_in_use(action: Callable[[], object]) -> None:
+    _retry(action, _IN_USE, _READER_SECONDS)
 
 
 @contextlib.contextmanager

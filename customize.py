@@ -102,7 +102,8 @@ def _read_inputs(i, folder):
     url = _first(call.get("url"), *(_value(own, key) for key in _SOURCES), _variation_url(i))
     checksum = _value(env, _CHECKSUM)  # where input_mapping puts the input
     extract_path = _value(own, _EXTRACT_PATH)
-    for name, value in (("url", url), ("checksum", checksum), ("env.CM_" + _EXTRACT_PATH, extract_path)):
+    target_name = "env.CM_" + _EXTRACT_PATH
+    for name, value in (("url", url), ("checksum", checksum), (target_name, extract_path)):
         if not isinstance(value, str):
             raise ValueError(f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE.")
     if not re.fullmatch("[0-9a-fA-F]*", checksum):
@@ -114,7 +115,7 @@ def _read_inputs(i, folder):
         into = folder
     else:
         into = os.path.join(folder, "data")
-    for name, value in (("url", url), ("url", source), (_EXTRACT_PATH, extract_path and into)):
+    for name, value in (("url", url), ("url", source), (target_name, extract_path and into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run

@@ -260,7 +260,7 @@ def test_rejects_shell_text_in_the_working_folder(home: CmHome, bash: str, archi
 
 def test_rejects_shell_text_in_extract_path(home: CmHome) -> None:
     result = home.run_api(tags=TAGS, env={"CM_EXTRACT_PATH": "$(touch pwned)"})
-    assert result["error"].startswith("EXTRACT_PATH: expected no control characters")
+    assert result["error"].startswith("env.CM_EXTRACT_PATH: expected no control characters")
     assert not list(home.path.rglob("pwned"))
 
 

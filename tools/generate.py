@@ -39,10 +39,7 @@ _SECTIONS = {
 # Each file's description and users.
 _FILES = {
     "det_synset_words.txt": ("ids and names of the 200 classes of the detection task", "detection with Caffe"),
-    "imagenet.bet.pickle": (
-        "the class hierarchy, a Python 2 pickle; never unpickle untrusted files",
-        "web demo",
-    ),
+    "imagenet.bet.pickle": ("the class hierarchy, a Python 2 pickle; do not unpickle it", "Caffe's web demo"),
     "imagenet_mean.binaryproto": ("the mean image, as a Caffe blob", "Caffe models"),
     "synset_words.txt": ("the WordNet ids in label order, each with its names", "scripts that print class names"),
     "synsets.txt": ("the WordNet ids in label order", "programs that map ids to labels"),

@@ -16,7 +16,7 @@ from typing import Any, Iterable, NoReturn, TextIO
 
 from . import __version__
 from .errors import FetchError
-from .fetcher import fetch
+from .fetcher import fetch, target_folder
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
 from .streams import Stream
@@ -159,7 +159,8 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
 
     try:
         try:
-            result = fetch(args.source, args.into, args.checksum, args.replace, manifest=manifest, watch=watch)
+            folder = request["folder"] = target_folder(args.into)
+            result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         finally:
             progress.clear()
     except KeyboardInterrupt:
@@ -172,9 +173,9 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
             progress.write(traceback.format_exc())
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         return 1, {**request, "error": str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))}
-    print(_table(result.files, "verified") + f"in {result.folder}", flush=True)
+    print(_table(result.files, "verified") + f"in {folder}", flush=True)
     names = [file.name for file in result.files]
-    return 0, {**request, "folder": result.folder, "source": result.source, "verified": result.verified, "files": names}
+    return 0, {**request, "source": result.source, "verified": result.verified, "files": names}
 
 
 def _interruption(number: int) -> tuple[int, str]:

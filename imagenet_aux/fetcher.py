@@ -75,12 +75,13 @@ def fetch(
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum or "", manifest)
     try:
-        return _fetch_first(candidates, _target_folder(into), replace, manifest, _aborting(watch))
+        return _fetch_first(candidates, target_folder(into), replace, manifest, _aborting(watch))
     except _Abort as abort:
         raise abort.error from None
 
 
-def _target_folder(into: str | os.PathLike[str]) -> str:
+def target_folder(into: str | os.PathLike[str]) -> str:
+    """Return the absolute path of the target folder."""
     if not os.fspath(into):
         raise FetchError("target: expected a folder, got an empty path")
     return os.path.abspath(os.path.expanduser(into))

@@ -146,7 +146,7 @@ def test_result_file_of_a_failed_fetch(work: Path) -> None:
         os.listdir(work / "nowhere")
     assert read_result(work / "result.json") == {
         "requested": "nowhere",
-        "folder": "data",
+        "folder": str(work / "data"),
         "error": f"{work / 'nowhere'} cannot be read: {missing.value.strerror}",
     }
 

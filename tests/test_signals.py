@@ -88,7 +88,7 @@ def test_result_file_reports_the_interruption(work: Path, server: Server, archiv
     assert process.returncode == 0 and "interrupted" not in stderr
     assert json.loads((work / "result.json").read_text()) == {
         "requested": url,
-        "folder": "data",
+        "folder": str(work / "data"),
         "error": "interrupted by SIGTERM",
     }
 

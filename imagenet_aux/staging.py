@@ -52,7 +52,7 @@ class Staging:
         self._lock_path = os.path.join(self.target, _PREFIX + _LOCK_NAME)
 
     def __enter__(self) -> Staging:
-        if os.path.exists(self.target) and not os.path.isdir(self.target):
+        if os.path.isfile(self.target):
             raise FetchError(f"cannot write {self.target}: expected a folder, got a file")
         with contextlib.ExitStack() as stack, _wrap_os_errors(self.target):
             for folder in _new_folders(self.target):

@@ -164,7 +164,7 @@ class Staging:
     def _remove_abandoned(self, has_locks: bool) -> None:
         """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
         pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
-        for name in os.listdir(self.target):
+        for name in _list_folder(self.target):
             path = os.path.join(self.target, name)
             match = pattern.fullmatch(name)
             if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
@@ -177,13 +177,18 @@ def _new_folders(target: str) -> list[str]:
     If the target contains only other calls' staging folders, one of those calls created it, so it is included.
     """
     with contextlib.suppress(FileNotFoundError):
-        names = os.listdir(target)
+        names = _list_folder(target)
         return [target] if names and all(name.startswith(_PREFIX) for name in names) else []
     folders: list[str] = []
     while not os.path.lexists(target) and target != os.path.dirname(target):
         folders.insert(0, target)
         target = os.path.dirname(target)
     return folders
+
+
+def _list_folder(folder: str) -> list[str]:
+    """List a folder; on Windows, retry while another process is trying to remove it."""
+    return _retry(lambda: os.listdir(folder), _IN_USE, _REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:

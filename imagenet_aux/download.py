@@ -19,7 +19,6 @@ from .streams import Stream, Watch
 
 _log = logging.getLogger(__name__)
 
-RATE_SECONDS = 30.0  # window for measuring the download rate
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # no retry after this time without data
@@ -35,22 +34,19 @@ class _RestartRequired(SourceError):
 
 
 class Download(Stream):
-    """A download with retries; it fails if it is slower than *min_rate* bytes per second."""
+    """A download with retries."""
 
-    def __init__(self, url: str, watch: Watch, min_rate: float) -> None:
+    def __init__(self, url: str, watch: Watch) -> None:
         super().__init__(host_name(url))
         self._url = url
         self._watch = watch
-        self._min_rate = min_rate
         self._validators: dict[str, str] = {}
         self._exchange: Exchange | None = None
         self._is_resumed = False
         self._has_response = False
         self._attempts = 0  # consecutive attempts without progress
         self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
-        self._total = 0  # bytes received in all attempts
         self._waited_at_last_byte = 0.0
-        self._rate_start, self._rate_bytes = 0.0, 0  # current measurement of the rate
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
@@ -160,21 +156,14 @@ class Download(Stream):
         raise _RestartRequired(reason)
 
     def _record(self, chunk: bytes) -> None:
-        """Update the counters for a received chunk; raise `SourceError` if a limit is exceeded."""
+        """Update the counters for a received chunk; raise `SourceError` if the total exceeds MAX_BYTES."""
         self.received += len(chunk)
         self._waited_at_last_byte = self.waited
         if self.received - self._best >= MIN_PROGRESS_BYTES:
             self._attempts, self._best = 0, self.received
-        self._total += len(chunk)
-        if self._total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
+        self.total += len(chunk)
+        if self.total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
             raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-        self._rate_bytes += len(chunk)
-        seconds = self.waited - self._rate_start
-        if seconds >= RATE_SECONDS:
-            rate = self._rate_bytes / seconds
-            if rate < self._min_rate:
-                raise SourceError(f"too slow: expected at least {self._min_rate:,.0f} bytes/s, got {rate:,.0f}")
-            self._rate_start, self._rate_bytes = self.waited, 0
 
     def _require_complete(self) -> None:
         if self.size is not None and self.received != self.size:

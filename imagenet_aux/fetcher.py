@@ -18,6 +18,7 @@ from .verify import File, FileInspector, digest_name, inspect_file, missing, new
 _log = logging.getLogger(__name__)
 
 MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another one is left
+RATE_SECONDS = 30.0  # window for measuring the rate
 
 
 class Result(NamedTuple):
@@ -110,10 +111,10 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
     failures: list[str] = []
     for candidate in candidates:
         _log.info("trying %s", candidate.address)
-        min_rate = 0 if candidate is candidates[-1] else MIN_RATE
+        is_last = candidate is candidates[-1]
         try:
             with Staging(folder) as staging:
-                files = _Fetch(candidate, staging, manifest, watch, min_rate).stage()
+                files = _Fetch(candidate, staging, manifest, watch if is_last else _MinimumRate(watch)).stage()
                 _warn(failures, files, manifest)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(candidate.address, folder, files)
@@ -129,6 +130,26 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
     raise FetchError("\n".join(failures))
 
 
+class _MinimumRate:
+    """Wraps *watch*: raises `SourceError` for a stream that delivers less than `MIN_RATE` bytes per second."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._stream: Stream | None = None
+        self._waited, self._total = 0.0, 0  # at the start of the window
+
+    def __call__(self, stream: Stream) -> None:
+        self._watch(stream)
+        if stream is not self._stream:
+            self._stream, self._waited, self._total = stream, stream.waited, stream.total
+        seconds = stream.waited - self._waited
+        if seconds >= RATE_SECONDS:
+            rate = (stream.total - self._total) / seconds
+            if rate < MIN_RATE:
+                raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {rate:,.0f}")
+            self._waited, self._total = stream.waited, stream.total
+
+
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder."""
 
@@ -136,7 +157,6 @@ class _Fetch(NamedTuple):
     staging: Staging
     manifest: Manifest
     watch: Watch
-    min_rate: float
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
@@ -154,7 +174,7 @@ class _Fetch(NamedTuple):
 
     def _stage_transfer(self, item: sources.Transfer, left: int) -> list[File]:
         """Stage the files from one transfer; a single file may have at most *left* bytes."""
-        stream = streams.open_stream(item.location, self.watch, self.min_rate)
+        stream = streams.open_stream(item.location, self.watch)
         if not item.name:
             return stream.deliver(self._unpack)
         try:

@@ -23,7 +23,8 @@ class Stream:
 
     def __init__(self, label: str) -> None:
         self.label = label  # the host name, or the file's base name
-        self.received = 0  # bytes
+        self.received = 0  # bytes of the contents
+        self.total = 0  # bytes, including those received again after a restart
         self.size: int | None = None  # in bytes; None if unknown
         self.waited = 0.0  # seconds spent waiting for the host
 
@@ -57,22 +58,22 @@ class LocalFile(Stream):
                     chunk = file.read(_CHUNK_BYTES)
                     if not chunk:
                         return
-                    self.received += len(chunk)
+                    self.received = self.total = self.received + len(chunk)
                     self._watch(self)
                     yield chunk
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}") from None
 
 
-def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
-    """Open a URL or a path; *min_rate*, in bytes per second, applies to URLs only."""
+def open_stream(location: str, watch: Watch) -> Stream:
+    """Open a URL or a path."""
     if not is_http(location):
         return LocalFile(location, watch)
     try:
         from .download import Download  # imports requests, which local files do not need
     except ImportError as error:
         raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
-    return Download(location, watch, min_rate)
+    return Download(location, watch)
 
 
 def is_http(location: str) -> bool:

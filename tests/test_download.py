@@ -26,7 +26,7 @@ from cm_home import ROOT, clean_env
 from proxy import Proxy
 from server import Reply, Server
 
-from imagenet_aux import download, exchange, fetch
+from imagenet_aux import download, exchange, fetch, fetcher
 from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, SourceError
 from imagenet_aux.exchange import Exchange
@@ -63,19 +63,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return recorded
 
 
-def read(url: str, min_rate: float = 0, watch: Callable[[Stream], None] = lambda stream: None) -> bytes:
+def read(url: str, watch: Callable[[Stream], None] = lambda stream: None) -> bytes:
     """Download a URL, and check that no connection stays open."""
-    stream = Download(url, watch, min_rate)
+    stream = Download(url, watch)
     try:
         return stream.deliver(b"".join)
     finally:
         assert stream._exchange is None
 
 
-def error_of(url: str, min_rate: float = 0) -> str:
+def error_of(url: str, watch: Callable[[Stream], None] = lambda stream: None) -> str:
     """Return the error message of a failed download."""
     with pytest.raises(SourceError) as info:
-        read(url, min_rate)
+        read(url, watch)
     return str(info.value)
 
 
@@ -274,7 +274,7 @@ def test_restarts_after_an_error_that_truncation_can_cause(
 
     url = server.serve("a", BODY, Reply(length=has_length))
     with pytest.raises(ContentError if has_length or not is_incomplete else SourceError, match="not complete"):
-        Download(url, lambda stream: None, 0).deliver(consume)
+        Download(url, lambda stream: None).deliver(consume)
     assert received == [BODY] * (5 if is_incomplete and not has_length else 1)
     assert sent(server, "Range") == [None] * len(received)
     assert not any(pauses)
@@ -289,7 +289,7 @@ def test_restarts_once_after_an_error_in_resumed_bytes(server: Server, pauses: l
 
     url = server.serve("a", BODY, Reply(stop_at=STEP), Reply())
     with pytest.raises(ContentError, match=r"^wrong$"):
-        Download(url, lambda stream: None, 0).deliver(consume)
+        Download(url, lambda stream: None).deliver(consume)
     assert received == [BODY, BODY]
     assert sent(server, "Range") == [None, f"bytes={STEP}-", None]
 
@@ -362,32 +362,52 @@ def test_limits_the_total_traffic(server: Server, pauses: list[float], monkeypat
 @pytest.fixture
 def short_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the rate over one second."""
-    monkeypatch.setattr(download, "RATE_SECONDS", 1.0)
+    monkeypatch.setattr(fetcher, "RATE_SECONDS", 1.0)
 
 
-def slow(body: bytes) -> Reply:
-    """Make a reply that sends 16 kB/s."""
-    return Reply(chunk_size=8000, pause=0.5)
+@pytest.fixture
+def minimum_rate(short_rates: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], fetcher._MinimumRate]:
+    """Return a function that requires a minimum rate, in bytes per second."""
+
+    def require(rate: int) -> fetcher._MinimumRate:
+        monkeypatch.setattr(fetcher, "MIN_RATE", rate)
+        return fetcher._MinimumRate(lambda stream: None)
+
+    return require
 
 
-@pytest.mark.usefixtures("short_rates")
-def test_gives_up_below_the_minimum_rate(server: Server) -> None:
-    url = server.serve("a", BODY, slow(BODY))
-    assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error_of(url, min_rate=100_000))
+MinimumRate = Callable[[int], fetcher._MinimumRate]
+SLOW = Reply(chunk_size=8000, pause=0.5)  # 16 kB/s
+
+
+def test_gives_up_below_the_minimum_rate(server: Server, minimum_rate: MinimumRate) -> None:
+    error = error_of(server.serve("a", BODY, SLOW), minimum_rate(100_000))
+    assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error)
     assert len(server.requests_for("a")) == 1
 
 
-@pytest.mark.usefixtures("short_rates")
-@pytest.mark.parametrize("min_rate", [0, 2_000])
-def test_continues_above_the_minimum_rate(min_rate: int, server: Server) -> None:
-    url = server.serve("a", BODY[:50_000], slow(BODY))
-    assert read(url, min_rate) == BODY[:50_000]
+@pytest.mark.parametrize("rate", [0, 2_000])
+def test_continues_above_the_minimum_rate(rate: int, server: Server, minimum_rate: MinimumRate) -> None:
+    assert read(server.serve("a", BODY[:50_000], SLOW), minimum_rate(rate)) == BODY[:50_000]
 
 
-@pytest.mark.usefixtures("short_rates")
-def test_detects_a_drop_in_the_rate(server: Server) -> None:
-    url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), slow(BODY))
-    assert "too slow" in error_of(url, min_rate=100_000)
+def test_detects_a_drop_in_the_rate(server: Server, minimum_rate: MinimumRate) -> None:
+    url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), SLOW)
+    assert "too slow" in error_of(url, minimum_rate(100_000))
+
+
+def test_measures_the_rate_of_each_transfer(server: Server, minimum_rate: MinimumRate) -> None:
+    """Neither the bytes nor the waiting time of an earlier transfer count."""
+    watch = minimum_rate(10_000)
+    assert read(server.serve("a", BODY, Reply(headers={"X": lambda: str(time.sleep(0.9))})), watch) == BODY
+    assert read(server.serve("b", BODY[:30_000], SLOW), watch) == BODY[:30_000]
+    assert "too slow" in error_of(server.serve("c", BODY, Reply(chunk_size=1000, pause=0.5)), watch)
+
+
+def test_bytes_before_a_restart_count_for_the_rate(server: Server, minimum_rate: MinimumRate) -> None:
+    watch = minimum_rate(10_000)
+    full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))})
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, chunk_size=STEP // 4, pause=0.1), full), watch) == BODY
 
 
 @pytest.mark.usefixtures("short_rates")

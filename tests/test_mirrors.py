@@ -19,7 +19,7 @@ from proxy import Proxy
 from server import Reply, Server
 
 import imagenet_aux
-from imagenet_aux import fetcher, streams
+from imagenet_aux import streams
 from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
 from imagenet_aux.streams import Stream, Watch
@@ -190,16 +190,18 @@ def test_tries_the_requested_mirror_first(
 
 
 def test_only_the_last_mirror_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = []
-
-    def open_stream(location: str, watch: Watch, min_rate: float) -> Stream:
-        rates.append(min_rate)
-        raise SourceError("down")
+    def open_stream(location: str, watch: Watch) -> Stream:
+        stream = Stream("slow")
+        watch(stream)
+        stream.waited = 3600.0
+        watch(stream)
+        raise SourceError("the last one")
 
     monkeypatch.setattr(streams, "open_stream", open_stream)
-    with pytest.raises(FetchError, match="none of the"):
+    with pytest.raises(FetchError, match="none of the") as info:
         imagenet_aux.fetch(into=str(tmp_path / "data"))
-    assert rates == [fetcher.MIN_RATE] * (len(MIRRORS) - 1) + [0]
+    reasons = [line.split(": ")[1] for line in str(info.value).splitlines()[1:]]
+    assert reasons == ["too slow"] * (len(MIRRORS) - 1) + ["the last one"]
 
 
 def with_upper_case_host(address: str) -> str:

@@ -164,7 +164,7 @@ def test_reads_a_local_file(tmp_path: Path) -> None:
     data = os.urandom(600_000)
     (tmp_path / "file").write_bytes(data)
     watcher = Watcher()
-    stream = open_stream(str(tmp_path / "file"), watcher, 0)
+    stream = open_stream(str(tmp_path / "file"), watcher)
     assert b"".join(stream.deliver(list)) == data
     assert (stream.label, stream.size, stream.received) == ("file", len(data), len(data))
     assert len(watcher.received) > 1 and watcher.received == sorted(set(watcher.received))

@@ -85,7 +85,7 @@ def target_folder(into: str | os.PathLike[str]) -> str:
     """Return the absolute path of the target folder."""
     if not os.fspath(into):
         raise FetchError("target: expected a folder, got an empty path")
-    return os.path.abspath(os.path.expanduser(into))
+    return sources.absolute_path(into)
 
 
 class _Abort(BaseException):

@@ -82,12 +82,20 @@ def _no_archive(address: str) -> FetchError:
     return FetchError(f"{address}: --checksum requires an archive, got individual files. Omit --checksum")
 
 
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path, with ``~`` expanded."""
+    text = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    if "\0" in text:
+        raise FetchError(f"{text}: expected a path, got a NUL character")
+    return text
+
+
 def _local_path(source: str) -> str:
     """Convert a path or a file URL to an absolute path."""
     if sys.platform == "win32":
         source = re.sub('"$', r"\\", source)  # "E:\" arrives as E:", because \" is an escaped quote
     if "://" not in source and not source.lower().startswith("file:"):
-        return os.path.abspath(os.path.expanduser(source))
+        return absolute_path(source)
     scheme, _, rest = source.partition(":")
     if scheme.lower() != "file":
         raise FetchError(f"{source}: expected an http, https or file URL, or the path of an archive or folder")
@@ -97,6 +105,6 @@ def _local_path(source: str) -> str:
     if host not in ("", "localhost"):
         raise FetchError(f"{source}: expected a local file URL, such as file:///path")
     try:
-        return os.path.abspath(url2pathname("/" + path))
+        return absolute_path(url2pathname("/" + path))
     except OSError as error:  # raised on Windows for an invalid drive
         raise FetchError(f"{source}: invalid file URL: {error}. Expected file:///C:/path") from None

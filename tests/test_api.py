@@ -134,6 +134,11 @@ def test_target_cannot_be_empty(source: Path) -> None:
         imagenet_aux.fetch(source, "")
 
 
+def test_target_cannot_contain_nul(source: Path) -> None:
+    with pytest.raises(imagenet_aux.FetchError, match=r"a\\x00b: expected a path, got a NUL character$"):
+        imagenet_aux.fetch(source, "a\0b")
+
+
 def test_target_can_be_in_the_home_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))

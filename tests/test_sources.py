@@ -122,6 +122,12 @@ def test_rejects_a_file_url_with_another_host() -> None:
         resolve_one("file://host/a.tar.gz")
 
 
+@pytest.mark.parametrize("source", ["a\0b", "file:///a%00b", "file:a%00b"])
+def test_rejects_a_nul_character(source: str) -> None:
+    with pytest.raises(FetchError, match=r"^[^\0]*a\\x00b: expected a path, got a NUL character$"):
+        resolve_one(source)
+
+
 @pytest.mark.skipif(not WINDOWS, reason="cmd passes a trailing backslash before a quote as a quote")
 def test_resolves_a_quoted_folder_with_a_trailing_backslash(tmp_path: Path) -> None:
     assert resolve_one(f'{tmp_path}"').address == str(tmp_path)

@@ -57,7 +57,7 @@ class Staging:
         with contextlib.ExitStack() as stack, _wrap_os_errors(self.target):
             for folder in _new_folders(self.target):
                 stack.callback(_remove_if_empty, folder)
-            stack.callback(shutil.rmtree, self._path, ignore_errors=True)
+            stack.callback(_remove_folder, self._path)
             with _exclusive(self._lock_path) as has_locks:
                 self._remove_abandoned(has_locks)
                 os.mkdir(self._path, _MODE)
@@ -168,7 +168,7 @@ class Staging:
             path = os.path.join(self.target, name)
             match = pattern.fullmatch(name)
             if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_folder(path)
 
 
 def _new_folders(target: str) -> list[str]:
@@ -189,6 +189,18 @@ def _new_folders(target: str) -> list[str]:
 def _list_folder(folder: str) -> list[str]:
     """List a folder; on Windows, retry while another process is trying to remove it."""
     return _retry(lambda: os.listdir(folder), _IN_USE, _REMOVAL_SECONDS)
+
+
+def _remove_folder(folder: str) -> None:
+    """Remove a staging folder, if possible; on Windows, retry while another process is checking its lock."""
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder):
+            raise FileExistsError
+
+    with contextlib.suppress(FileExistsError):
+        _retry(remove, (FileExistsError,), _REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:

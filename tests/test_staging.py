@@ -752,6 +752,15 @@ def test_reports_a_file_that_stays_open(work: Path, source: Path, old_files: dic
     assert os.listdir(work) == ["data"]
 
 
+@pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to remove an open file")
+def test_waits_until_the_lock_of_its_staging_folder_is_closed(work: Path) -> None:
+    """Another call opens it for a moment, to see whether the folder is abandoned."""
+    with staging.Staging(str(work / "data")) as opened:
+        file = open(opened.path("lock"), "rb")  # noqa: SIM115 - the timer closes it
+        threading.Timer(0.3, file.close).start()
+    assert os.listdir(work) == []
+
+
 def run_in_threads(*functions: Callable[[], object]) -> list[object]:
     """Call the functions in parallel and return their results or errors."""
     results: list[object] = [None] * len(functions)

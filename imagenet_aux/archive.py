@@ -11,7 +11,7 @@ import itertools
 import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Collection, Generator, Iterable, Iterator, NamedTuple
+from typing import Any, Collection, Generator, Iterable, Iterator, Tuple
 
 from .errors import ContentError, shorten
 from .manifest import MAX_BYTES
@@ -21,6 +21,8 @@ try:
     from isal import isal_zlib as zlib  # optional drop-in replacement, about three times as fast
 except ImportError:
     import zlib  # type: ignore[no-redef]
+
+_Member = Tuple[str, int, Iterator[bytes]]
 
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
@@ -41,73 +43,74 @@ _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _PAX_OVERRIDES = re.compile(rb"path|linkpath|size|charset|hdrcharset|GNU\.sparse\..*|SCHILY\.realsize")
 
 
-class Member(NamedTuple):
-    """A requested file in an archive."""
+def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Member, None, None]:
+    """Yield the base name, size and chunks of each wanted file in a gzip-compressed tar; skip other files and folders.
 
-    name: str  # base name
-    size: int  # in bytes
-    chunks: Iterator[bytes]  # valid only until the next member is read
-
-
-def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[Member, None, None]:
-    """Yield the wanted files in a gzip-compressed tar; skip other regular files and folders.
-
-    Exhaust the iterator: only then are all checksums and trailers verified. Raise `ContentError` if the archive is
-    damaged or hostile.
+    Read the chunks before the next file. Exhaust the iterator: only then are all checksums and trailers verified. Raise
+    `ContentError` if the archive is damaged or hostile.
     """
-    compressed = limit_size(_require_gzip(chunks), ContentError(f"larger than {MAX_BYTES >> 20} MiB"))
-    gzip = _Gzip()
-    with contextlib.closing(_decompress(compressed, gzip)) as decompressed:
-        tar = _TarReader(limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
-        yield from _wanted_members(tar, wanted)
-        if tar.is_at_end and gzip.has_trailing_bytes:
-            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
-            raise ContentError(text, may_be_incomplete=True)
+    # Drop empty chunks: below, an empty chunk marks the end.
+    compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
+    with ThreadPoolExecutor(1) as worker, contextlib.closing(_decompress(compressed, worker)) as decompressed:
+        unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
+        yield from _wanted_members(_TarReader(unpacked), wanted)
+        with contextlib.suppress(_TrailingBytes):
+            _exhaust(unpacked)  # zlib verifies the gzip trailer
+        _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
 
 
-def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[Member]:
+def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Member]:
     seen: set[str] = set()
     is_after_pax = False
     for entry in itertools.count(1):
-        block = tar.read_block(may_end=not is_after_pax)
+        if tar.is_at_end() and not is_after_pax:
+            return
+        block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
-            tar.skip_rest()
             return
         if entry > _MAX_ENTRIES:
             raise ContentError(f"more than {_MAX_ENTRIES} entries")
         header = _parse_header(block)
         is_after_pax = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
         if is_after_pax:
-            _check_pax(tar.read_padded(header.size))
-            continue
-        name = _file_name(header, wanted)
-        content = tar.chunks(header.size)
-        if name in wanted:
-            if name in seen:
-                raise ContentError(f"duplicate entry {name}")
-            seen.add(name)
-            yield Member(name, header.size, content)
-        for _unread in content:
-            pass
+            if header.size > _MAX_PAX_BYTES:
+                raise ContentError(f"pax header of {header.size} bytes: expected at most {_MAX_PAX_BYTES}")
+            _check_pax(tar.read(header.size))
+        else:
+            name = _file_name(header, wanted)
+            content = tar.chunks(header.size)
+            if name in wanted:
+                if name in seen:
+                    raise ContentError(f"duplicate entry {name}")
+                seen.add(name)
+                yield name, header.size, content
+            _exhaust(content)
         tar.read(-header.size % tarfile.BLOCKSIZE)
 
 
+def _exhaust(chunks: Iterator[bytes]) -> None:
+    for _ in chunks:
+        pass
+
+
 class _TarReader:
-    """Read tar blocks and file contents from decompressed chunks."""
+    """Read a tar from decompressed chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._chunk = b""
-        self._position = 0
-        self.is_at_end = False
+        self._chunk = b""  # the unread part of the current chunk
+
+    def is_at_end(self) -> bool:
+        """Return whether there are no more bytes."""
+        self._chunk = self._chunk or next(self._chunks, b"")
+        return not self._chunk
 
     def chunks(self, count: int) -> Iterator[bytes]:
         """Yield the next *count* bytes as they arrive."""
         while count > 0:
-            if not self._fill():
+            if self.is_at_end():
                 raise ContentError("truncated: the data ends in the middle of the tar", may_be_incomplete=True)
-            part = self._chunk[self._position : self._position + count]
-            self._position += len(part)
+            part, self._chunk = self._chunk[:count], self._chunk[count:]
             count -= len(part)
             yield part
 
@@ -115,120 +118,60 @@ class _TarReader:
         """Return the next *count* bytes."""
         return b"".join(self.chunks(count))
 
-    def read_block(self, may_end: bool) -> bytes:
-        """Return the next header block, or ``b""`` at the end of the stream if *may_end* is true."""
-        self.is_at_end = may_end and not self._fill()
-        return b"" if self.is_at_end else self.read(tarfile.BLOCKSIZE)
 
-    def read_padded(self, count: int) -> bytes:
-        """Return the next *count* bytes and skip the padding after them."""
-        if count > _MAX_PAX_BYTES:
-            raise ContentError(f"pax header of {count} bytes: expected at most {_MAX_PAX_BYTES}")
-        content = self.read(count)
-        self.read(-count % tarfile.BLOCKSIZE)
-        return content
-
-    def skip_rest(self) -> None:
-        """Read to the end of the stream, so that zlib verifies the gzip trailer."""
-        for _ in self._chunks:
-            pass
-
-    def _fill(self) -> bool:
-        """Load the next chunk if the current one is used up; return False at the end of the stream."""
-        if self._position == len(self._chunk):
-            self._chunk, self._position = next(self._chunks, b""), 0
-        return bool(self._chunk)
+class _TrailingBytes(ContentError):
+    """Bytes follow the last gzip member: like gzip(1), ignore them if the tar is complete."""
 
 
-class _Gzip:
-    """Decompress a gzip file with one or more members, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.can_read = False  # whether read() can return more bytes without another feed()
-        self.has_trailing_bytes = False  # whether data follows the last member; like gzip(1), ignore it
-        self._input = b""
-        self._is_last = False  # whether no more input follows
-        self._decompressor: Any = None
-        self._members = 0
-        self._size = 0
-
-    def feed(self, chunk: bytes) -> None:
-        """Add compressed bytes; an empty chunk marks the end."""
-        if not self.has_trailing_bytes:
-            self._input += chunk
-            self._is_last = not chunk
-            self.can_read = True
-
-    def read(self) -> bytes:
-        """Return up to 256 KiB of decompressed bytes."""
-        self.can_read = bool(self._decompressor) or self._start_member()
-        if not self.can_read:
-            return b""
-        try:
-            output: bytes = self._decompressor.decompress(self._input, _CHUNK_BYTES)
-        except zlib.error as error:  # type: ignore[misc]
-            raise ContentError(f"damaged: {error}") from None
-        self._size += len(output)
-        is_full = len(output) == _CHUNK_BYTES  # the decompressor may have more output buffered
-        if self._decompressor.eof:
-            self._input, self._decompressor = self._decompressor.unused_data, None
-        else:
-            self._input = self._decompressor.unconsumed_tail
-        self.can_read = is_full or bool(self._input)
-        return output
-
-    def finish(self) -> None:
-        """Raise `ContentError` if the gzip file is incomplete or too small for a tar."""
-        if self._decompressor or self._input:
-            raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
-        if self._size < tarfile.BLOCKSIZE:
-            raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
-
-    def _start_member(self) -> bool:
-        """Start the next gzip member if there is enough input."""
-        if self._members:
-            self._input = self._input.lstrip(b"\0")  # padding
-            if not _GZIP_MAGIC.startswith(self._input[:2]):
-                self._input, self.has_trailing_bytes = b"", True
-        if not self._input or not (self._is_last or len(self._input) >= _MIN_MEMBER_BYTES):
-            return False
-        self._members += 1
-        if self._members > _MAX_GZIP_MEMBERS:
-            raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
-        self._decompressor = zlib.decompressobj(_GZIP)
-        return True
-
-
-def _decompress(chunks: Iterable[bytes], gzip: _Gzip) -> Generator[bytes, None, None]:
-    """Yield decompressed chunks; a worker thread decompresses the next one while the caller uses the current one."""
-    with ThreadPoolExecutor(1) as worker:
-        output = b""
-        for chunk in itertools.chain(chunks, [b""]):
-            gzip.feed(chunk)
-            while gzip.can_read:
-                following = worker.submit(gzip.read)
-                if output:
-                    yield output
+def _decompress(chunks: Iterator[bytes], worker: ThreadPoolExecutor) -> Generator[bytes, None, None]:
+    """Yield decompressed chunks; the worker decompresses the next one while the caller uses the current one."""
+    data = output = b""
+    gzip_members = size = 0
+    decompressor: Any = None  # of the current gzip member
+    for chunk in itertools.chain(chunks, [b""]):  # the empty chunk marks the end
+        data += chunk
+        is_full = False  # whether the decompressor may have more output, even without more data
+        while data or is_full:
+            if not decompressor:
+                if gzip_members:
+                    data = data.lstrip(b"\0")  # padding
+                if len(data) < (_MIN_MEMBER_BYTES if chunk else 1):
+                    break
+                yield output
+                output = b""
+                decompressor = _start_member(data, gzip_members)
+                gzip_members += 1
+            following = worker.submit(decompressor.decompress, data, _CHUNK_BYTES)
+            yield output
+            try:
                 output = following.result()
-    if output:
-        yield output
-    gzip.finish()
-
-
-def _require_gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass chunks through; raise `ContentError` if they do not start like a gzip file."""
-    iterator = iter(chunks)
-    start = b""
-    for chunk in iterator:
-        start += chunk
-        if len(start) >= tarfile.BLOCKSIZE:
-            break
-    if not start:
+            except zlib.error as error:  # type: ignore[misc]
+                raise ContentError(f"damaged: {error}") from None
+            size += len(output)
+            is_full = len(output) == _CHUNK_BYTES
+            if decompressor.eof:
+                data, decompressor = decompressor.unused_data, None
+            else:
+                data = decompressor.unconsumed_tail
+    yield output
+    if not gzip_members:
         raise ContentError("empty: expected a .tar.gz archive")
-    if not start.startswith(_GZIP_MAGIC):
-        raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(start)}")
-    yield start
-    yield from iterator
+    if decompressor:
+        raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
+    if size < tarfile.BLOCKSIZE:
+        raise ContentError(f"not a tar: it unpacks to {size} bytes")
+
+
+def _start_member(data: bytes, count: int) -> Any:
+    """Return a decompressor for the gzip member at the start of *data*, which follows *count* others."""
+    if not data.startswith(_GZIP_MAGIC):
+        if count:
+            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
+            raise _TrailingBytes(text, may_be_incomplete=True)
+        raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(data)}")
+    if count == _MAX_GZIP_MEMBERS:
+        raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
+    return zlib.decompressobj(_GZIP)
 
 
 def _guess_format(start: bytes) -> str:

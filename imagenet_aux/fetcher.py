@@ -186,11 +186,9 @@ class _Fetch(NamedTuple):
         """Stage the files in an archive, and verify them by the archive's digest or their own."""
         digest = self.source.digest
         hasher = new_hash(digest) if digest else None
-        files = []
         received = _hashed(streams.reject_html(chunks), hasher)
         with contextlib.closing(archive.members(received, self.manifest.files)) as members:
-            for member in members:
-                files.append(self._write(member.name, member.size, member.chunks))
+            files = [self._write(*member) for member in members]
         if hasher and hasher.hexdigest() == digest:
             return [file._replace(verified=True) for file in files]
         if hasher and self.source.require_match:

@@ -821,10 +821,10 @@ def test_accepts_the_limit_and_rejects_more(row: Limit) -> None:
 def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
     """Read all members of an archive."""
     files = []
-    for member in unpacker.members(chunks, WANTED):
-        data = b"".join(member.chunks)
-        assert len(data) == member.size
-        files.append((member.name, data))
+    for name, size, content in unpacker.members(chunks, WANTED):
+        data = b"".join(content)
+        assert len(data) == size
+        files.append((name, data))
     return files
 
 

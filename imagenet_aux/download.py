@@ -6,14 +6,14 @@ import gc
 import logging
 import re
 import time
-from typing import Callable, Generator, Iterable, NoReturn, TypeVar
+from typing import Any, Callable, Generator, Iterable, Iterator, NoReturn, TypeVar
 
 import requests
 import urllib3.exceptions
 from urllib3.util import Retry
 
 from .errors import ContentError, SourceError, shorten
-from .exchange import POLL_SECONDS, ConnectionFault, Exchange, Unreachable, host_name
+from .exchange import POLL_SECONDS, ConnectionFault, Unreachable, exchange, host_name
 from .manifest import MAX_BYTES
 from .streams import Stream, Watch
 
@@ -37,16 +37,14 @@ class Download(Stream):
     """A download with retries."""
 
     def __init__(self, url: str, watch: Watch) -> None:
-        super().__init__(host_name(url))
+        super().__init__(host_name(url), watch)
         self._url = url
-        self._watch = watch
         self._validators: dict[str, str] = {}
-        self._exchange: Exchange | None = None
+        self._exchange: Generator[Any, None, None] | None = None
         self._is_resumed = False
-        self._has_response = False
         self._attempts = 0  # consecutive attempts without progress
         self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
-        self._waited_at_last_byte = 0.0
+        self._idle = 0.0  # seconds since the last byte, without suspensions
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
@@ -69,23 +67,24 @@ class Download(Stream):
         """Yield the file's chunks; resume after connection faults."""
         while True:
             try:
-                for chunk in self._response().chunks():
+                for chunk in self._body():
                     self._record(chunk)
                     yield chunk
-                self._require_complete()
+                if self.size is not None and self.received != self.size:
+                    raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
                 return
             except ConnectionFault as fault:
                 self._close()
-                if isinstance(fault, Unreachable) and not self._has_response:
+                if isinstance(fault, Unreachable) and not (self.total or self._attempts):
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
 
-    def _response(self) -> Exchange:
-        """Return the open response; if there is none, request the remaining bytes."""
+    def _body(self) -> Iterator[bytes]:
+        """Return the chunks of the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
-            self._exchange = Exchange(self._url, self._range_headers(), self._on_wait)
-            self._read_head(self._exchange.response())
+            self._exchange = exchange(self._url, self._range_headers(), self._on_wait)
+            self._read_head(next(self._exchange))
         return self._exchange
 
     def _close(self) -> None:
@@ -95,6 +94,7 @@ class Download(Stream):
 
     def _on_wait(self, seconds: float) -> None:
         self.waited += seconds
+        self._idle += seconds
         self._watch(self)
 
     def _range_headers(self) -> dict[str, str]:
@@ -109,7 +109,6 @@ class Download(Stream):
 
     def _read_head(self, response: requests.Response) -> None:
         """Check the status of a response and store its size and validators."""
-        self._has_response = True
         status = response.status_code
         if status in _RETRYABLE_STATUS:
             raise ConnectionFault(_status_text(response), _retry_after(response))
@@ -158,16 +157,12 @@ class Download(Stream):
     def _record(self, chunk: bytes) -> None:
         """Update the counters for a received chunk; raise `SourceError` if the total exceeds MAX_BYTES."""
         self.received += len(chunk)
-        self._waited_at_last_byte = self.waited
+        self._idle = 0.0
         if self.received - self._best >= MIN_PROGRESS_BYTES:
             self._attempts, self._best = 0, self.received
         self.total += len(chunk)
         if self.total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
             raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-
-    def _require_complete(self) -> None:
-        if self.size is not None and self.received != self.size:
-            raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
 
     def _wait_to_retry(self, reason: str, pause: float | None) -> None:
         """Wait before the next attempt; raise `SourceError` if a limit is reached."""
@@ -175,9 +170,10 @@ class Download(Stream):
         requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
         if pause is None:
             pause = 0.25 * 2**self._attempts
-        idle = self.waited - self._waited_at_last_byte
-        if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
-            raise SourceError(f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)") from None
+        if self._attempts >= MAX_ATTEMPTS or self._idle + pause > MAX_IDLE_SECONDS:
+            raise SourceError(
+                f"{reason}{requested} (gave up at attempt {self._attempts}, {self._idle:.0f} s idle)"
+            ) from None
         _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
         while pause > 0:
             step = min(pause, POLL_SECONDS)

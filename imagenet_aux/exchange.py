@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from typing import Any, Callable, Iterator, cast
+from typing import Any, Callable, Generator, Iterator
 
 import requests
 import requests.adapters
@@ -23,6 +23,7 @@ _MAX_CHUNKS = 8  # buffered for the caller
 _MAX_HEADER_BYTES = 1 << 18  # in total for all responses in a redirect chain
 _MAX_REDIRECTS = 20
 _JOIN_SECONDS = 5.0
+_THREAD_NAME = "imagenet_aux download"
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 5.0  # for each address of a host
@@ -58,87 +59,76 @@ class Unreachable(ConnectionFault):
     """No response, probably for a lasting reason: an unknown host, a refused connection, a TLS error."""
 
 
-class Exchange:
-    """A GET request, sent when the object is created; *on_wait* receives the duration of each wait, in seconds.
+def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> Generator[Any, None, None]:
+    """Send a GET request; yield the response, after any redirects, then the chunks of its body.
 
-    The requests library has no time limit for headers, so a thread runs the request, and the caller waits for it.
-    Time that the process spends suspended does not count.
+    Raise `ConnectionFault` if the request fails, or if the connection breaks or stalls. *on_wait* receives the duration
+    of each wait, in seconds. Time that the process spends suspended does not count.
     """
-
-    def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> None:
-        self._host = host_name(url)
-        self._on_wait = on_wait
-        self._has_response = False
-        self._recent_bytes, self._waited = 0, 0.0  # since the start, or since the last MIN_CHUNK_BYTES
-        self._adapter = _Adapter()
-        self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
-        self._thread = threading.Thread(
-            target=self._receive, args=(url, headers), name="imagenet_aux download", daemon=True
-        )
-        self._thread.start()
-
-    def response(self) -> requests.Response:
-        """Wait for the headers and return the response, after any redirects; raise `ConnectionFault` on failure."""
-        response = cast(requests.Response, self._next())
-        self._has_response, self._waited = True, 0.0
-        return response
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the body; raise `ConnectionFault` when the connection breaks or stalls."""
-        while True:
-            chunk = self._next()
-            if chunk is None:
-                return
-            self._recent_bytes += len(chunk)
-            if self._recent_bytes >= MIN_CHUNK_BYTES:
-                self._recent_bytes, self._waited = 0, 0.0
-            yield chunk
-
-    def close(self) -> None:
-        """Shut down the connection, and wait for the thread to end."""
-        self._adapter.stop()
-        give_up = time.monotonic() + _JOIN_SECONDS
-        while self._thread.is_alive() and time.monotonic() < give_up:
-            with contextlib.suppress(queue.Empty):
-                self._items.get_nowait()  # unblocks the thread if the queue is full
-            self._thread.join(0.01)
-
-    def _next(self) -> Any:
-        """Return the response, then each chunk, then None; raise the thread's exception."""
-        while self._waited < STALL_SECONDS:
+    has_response = False
+    recent_bytes, waited = 0, 0.0  # since the start, the response, or the last MIN_CHUNK_BYTES
+    with _start_request(url, headers) as items:
+        while waited < STALL_SECONDS:
             started = time.monotonic()
             try:
                 # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
-                item = self._items.get(timeout=POLL_SECONDS)
+                item = items.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                self._count(POLL_SECONDS)
+                item = b""
+            seconds = min(time.monotonic() - started, POLL_SECONDS)
+            waited += seconds
+            on_wait(seconds)
+            if item is None:
+                return
+            if item == b"":
                 continue
-            self._count(min(time.monotonic() - started, POLL_SECONDS))
             if isinstance(item, BaseException):
                 raise item
-            return item
-        if self._has_response:
-            raise ConnectionFault(f"the connection stalled: {self._recent_bytes} bytes in {STALL_SECONDS:.0f} s")
-        raise Unreachable(f"no response from {self._host}: nothing received in {STALL_SECONDS:.0f} s")
+            if has_response:
+                recent_bytes += len(item)
+            if not has_response or recent_bytes >= MIN_CHUNK_BYTES:
+                has_response, recent_bytes, waited = True, 0, 0.0
+            yield item
+    if has_response:
+        raise ConnectionFault(f"the connection stalled: {recent_bytes} bytes in {STALL_SECONDS:.0f} s")
+    raise Unreachable(f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s")
 
-    def _count(self, seconds: float) -> None:
-        self._waited += seconds
-        self._on_wait(seconds)
 
-    def _receive(self, url: str, headers: dict[str, str]) -> None:
-        """Put the response into the queue, then the chunks of its body, then None or an exception."""
-        has_response = False
-        try:
-            for item in _request(url, headers, self._adapter):
-                self._items.put(item)
-                has_response = True
-            self._items.put(None)
-        except _REQUEST_ERRORS as error:
-            is_transient = has_response or any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-            kind = ConnectionFault if is_transient else Unreachable
-            self._items.put(kind(_describe(error, self._host)))
-        except BaseException as error:
-            self._items.put(error)
+@contextlib.contextmanager
+def _start_request(url: str, headers: dict[str, str]) -> Iterator[queue.Queue[Any]]:
+    """Send a request in a thread; yield the queue of what it receives. On exit, shut down the connection.
+
+    The requests library has no time limit for headers, so the caller waits for the thread.
+    """
+    adapter = _Adapter()
+    items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
+    thread = threading.Thread(target=_receive, args=(url, headers, adapter, items), name=_THREAD_NAME, daemon=True)
+    thread.start()
+    try:
+        yield items
+    finally:
+        adapter.stop()
+        give_up = time.monotonic() + _JOIN_SECONDS
+        while thread.is_alive() and time.monotonic() < give_up:
+            with contextlib.suppress(queue.Empty):
+                items.get_nowait()  # unblocks the thread if the queue is full
+            thread.join(0.01)
+
+
+def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.Queue[Any]) -> None:
+    """Put the response into the queue, then the chunks of its body, then None or an exception."""
+    has_response = False
+    try:
+        for item in _request(url, headers, adapter):
+            items.put(item)
+            has_response = True
+        items.put(None)
+    except _REQUEST_ERRORS as error:
+        is_transient = has_response or any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
+        kind = ConnectionFault if is_transient else Unreachable
+        items.put(kind(_describe(error, url)))
+    except BaseException as error:
+        items.put(error)
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -149,31 +139,24 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self._is_stopped = False
         super().__init__()
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a connection pool whose sockets this adapter can shut down."""
-        return self._tracked(super().get_connection_with_tls_context(*args, **kwargs))
+    def cert_verify(self, conn: Any, *args: Any, **kwargs: Any) -> None:
+        """Track the sockets of a connection pool, which the requests library passes here before it sends a request."""
+        super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        adapter = self
 
-    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the same in requests < 2.32."""
-        return self._tracked(super().get_connection(*args, **kwargs))
+        class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
+            def _new_conn(self) -> Any:
+                sock = super()._new_conn()
+                adapter._replace_socket(sock.dup())
+                sock.settimeout(None)  # the time limit in `exchange` also covers the TLS handshake
+                return sock
+
+        conn.ConnectionCls = Connection
 
     def stop(self) -> None:
         """Shut down the current connection and any later one, so that blocking reads return."""
         self._is_stopped = True
         self._shut_down()
-
-    def _tracked(self, pool: Any) -> Any:
-        adapter = self
-
-        class Connection(type(pool).ConnectionCls):  # type: ignore[misc]
-            def _new_conn(self) -> Any:
-                sock = super()._new_conn()
-                adapter._replace_socket(sock.dup())
-                sock.settimeout(None)  # the time limit in `Exchange` also covers the TLS handshake
-                return sock
-
-        pool.ConnectionCls = Connection
-        return pool
 
     def _replace_socket(self, sock: socket.socket) -> None:
         self._shut_down()  # close the socket of the previous request in the redirect chain
@@ -212,11 +195,7 @@ def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[A
             yield response
             # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
             raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
-            while True:
-                chunk = raw.read1(_CHUNK_BYTES)
-                if not chunk:
-                    return
-                yield chunk
+            yield from iter(lambda: raw.read1(_CHUNK_BYTES), b"")
 
 
 def host_name(url: str) -> str:
@@ -227,15 +206,14 @@ def host_name(url: str) -> str:
         return "the server"
 
 
-def _describe(error: Exception, host: str) -> str:
+def _describe(error: Exception, url: str) -> str:
     """Describe a failed request in one line."""
     chain = list(_causes(error))
     text = next(text for kind, text in _ERROR_TEXTS if any(isinstance(cause, kind) for cause in chain))
     request = getattr(error, "request", None)  # the last request in a redirect chain
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
-    return text.format(
-        host=host_name(request.url) if request is not None else host, cause=shorten(cause), error=shorten(error)
-    )
+    host = host_name(url if request is None else request.url)
+    return text.format(host=host, cause=shorten(cause), error=shorten(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -21,7 +21,8 @@ T = TypeVar("T")
 class Stream:
     """The contents of one URL or local file, as an iterable of chunks."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, watch: Watch) -> None:
+        self._watch = watch
         self.label = label  # the host name, or the file's base name
         self.received = 0  # bytes of the contents
         self.total = 0  # bytes, including those received again after a restart
@@ -44,9 +45,8 @@ class LocalFile(Stream):
     """The contents of a local file."""
 
     def __init__(self, path: str, watch: Watch) -> None:
-        super().__init__(os.path.basename(path))
+        super().__init__(os.path.basename(path), watch)
         self._path = path
-        self._watch = watch
 
     def __iter__(self) -> Generator[bytes, None, None]:
         try:
@@ -54,10 +54,7 @@ class LocalFile(Stream):
                 raise SourceError("not a regular file: expected an archive, or one of the dataset's files")
             with open(self._path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
-                while True:
-                    chunk = file.read(_CHUNK_BYTES)
-                    if not chunk:
-                        return
+                for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
                     self.received = self.total = self.received + len(chunk)
                     self._watch(self)
                     yield chunk

@@ -29,7 +29,6 @@ from server import Reply, Server
 from imagenet_aux import download, exchange, fetch, fetcher
 from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, SourceError
-from imagenet_aux.exchange import Exchange
 from imagenet_aux.manifest import Manifest, Mirror
 from imagenet_aux.streams import Stream
 
@@ -628,7 +627,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
     try:
         with contextlib.suppress(SourceError):
             read(url)
-        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, Exchange))]
+        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, exchange._Adapter))]
     finally:
         gc.enable()
     assert len(left) <= 2  # from the last attempt
@@ -706,46 +705,32 @@ def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None
 # The background thread
 
 
-@pytest.fixture
-def open_exchange(server: Server) -> Iterator[Callable[..., Exchange]]:
-    """Return a function that requests a file from the server."""
-    with contextlib.ExitStack() as stack:
-
-        def request(body: bytes, reply: Reply, on_wait: Callable[[float], None] = lambda seconds: None) -> Exchange:
-            opened = Exchange(server.serve("a", body, reply), {}, on_wait)
-            stack.callback(opened.close)
-            return opened
-
-        yield request
-
-
-def test_receives_a_few_chunks_ahead(open_exchange: Callable[..., Exchange]) -> None:
-    opened = open_exchange(BODY * 16, Reply())
-    while opened._items.qsize() < 8:
+def test_receives_a_few_chunks_ahead(server: Server) -> None:
+    waits: list[float] = []
+    opened = exchange.exchange(server.serve("a", BODY * 16, Reply()), {}, waits.append)
+    next(opened)
+    items = opened.gi_frame.f_locals["items"]
+    while items.qsize() < 8:
         time.sleep(0.01)
     time.sleep(0.3)
-    assert opened._items.qsize() == 8
-    opened.response()
-    assert b"".join(opened.chunks()) == BODY * 16
+    assert items.qsize() == 8
+    assert b"".join(opened) == BODY * 16
 
 
-def test_wait_for_headers_times_out(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_headers_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     waits: list[float] = []
-    opened = open_exchange(BODY, Reply(raw=b"", then="stall"), waits.append)
     with pytest.raises(SourceError, match="nothing received in 2 s"):
-        opened.response()
+        next(exchange.exchange(server.serve("a", BODY, Reply(raw=b"", then="stall")), {}, waits.append))
     assert waits == [0.5, 0.5, 0.5, 0.5]
 
 
-def test_wait_excludes_suspended_time(open_exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_excludes_suspended_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock continues while the process is suspended."""
     waits: list[float] = []
-    opened = open_exchange(BODY, Reply(), waits.append)
-    while not opened._items.qsize():
-        time.sleep(0.01)
+    opened = exchange.exchange(server.serve("a", BODY, Reply()), {}, waits.append)
     clock = itertools.count(0, 100)
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        opened.response()
-    assert waits == [0.5]
+        next(opened)
+    assert set(waits) == {0.5}

@@ -191,7 +191,7 @@ def test_tries_the_requested_mirror_first(
 
 def test_only_the_last_mirror_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_stream(location: str, watch: Watch) -> Stream:
-        stream = Stream("slow")
+        stream = Stream("slow", watch)
         watch(stream)
         stream.waited = 3600.0
         watch(stream)

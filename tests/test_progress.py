@@ -63,7 +63,7 @@ class Waiting(Stream):
 
 
 def stream(received: int, size: int | None = None, waited: float = 0.0, label: str = "host") -> Stream:
-    made = Waiting(label)
+    made = Waiting(label, lambda stream: None)
     made.received, made.size, made.waited = received, size, waited
     return made
 

@@ -10,21 +10,22 @@ ARCHIVE_NAME = "caffe_ilsvrc12.tar.gz"
 MAX_BYTES = 200 << 20
 
 
-class Mirror(NamedTuple):
-    """A host that serves the dataset, either as an archive or as individual files."""
+class Source(NamedTuple):
+    """A built-in mirror or a user-supplied source: an archive or individual files, on a host or a disk."""
 
-    address: str  # the URL shown to users, and the one they pass to select this mirror
+    address: str  # URL or path; for a mirror, the URL that users pass to select it
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
     query: str = ""  # query string to append to the archive's URL
-    files: Mapping[str, str] = {}  # the URL of each file, for a mirror without an archive
+    files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
+    is_custom: bool = False  # if True, accept other files than the published ones, but no other archive than *digest*
 
 
 class Manifest(NamedTuple):
     """The dataset's files and mirrors."""
 
     files: Mapping[str, str]  # the hex digest of each file: SHA-256 (64 digits) or git blob id (40 digits)
-    mirrors: tuple[Mirror, ...]  # tried in this order
+    mirrors: tuple[Source, ...]  # tried in this order
 
 
 _GITHUB = "https://raw.githubusercontent.com/BVLC/caffe/e155a2d1a0417dd3540002742a567c96b29b3ed6/data"
@@ -44,18 +45,18 @@ MANIFEST = Manifest(
         "val.txt": "4138c0cd92d2dffea9353a9339c9f352361b7c6c267d2ff989b366f154188257",
     },
     mirrors=(
-        Mirror(  # MD5 from the MLCommons script with the same uid
+        Source(  # MD5 from the MLCommons script with the same uid
             f"https://www.dropbox.com/s/92n2fyej3lzy3s3/{ARCHIVE_NAME}",
             digest="ee346d67141e476df9c1a3f813552503",
             query="?dl=1",  # otherwise Dropbox responds with an HTML page
         ),
-        Mirror(  # SHA-256 from the OpenEmbedded recipe for Caffe
+        Source(  # SHA-256 from the OpenEmbedded recipe for Caffe
             f"http://dl.caffe.berkeleyvision.org/{ARCHIVE_NAME}",
             digest="e35c0c1994a21f7d8ed49d01881ce17ab766743d3b0372cdc0183ff4d0dfc491",
         ),
-        Mirror(f"https://armi.in/files/{ARCHIVE_NAME}", digest="ee346d67141e476df9c1a3f813552503"),
-        Mirror(f"https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/{ARCHIVE_NAME}"),
-        Mirror(  # pinned to commits, so the contents cannot change
+        Source(f"https://armi.in/files/{ARCHIVE_NAME}", digest="ee346d67141e476df9c1a3f813552503"),
+        Source(f"https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/{ARCHIVE_NAME}"),
+        Source(  # pinned to commits, so the contents cannot change
             _GITHUB,
             files={
                 "synsets.txt": f"{_GITHUB}/ilsvrc_2012_synsets.txt",

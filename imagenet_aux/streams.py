@@ -88,6 +88,13 @@ def limit_size(chunks: Iterable[bytes], error: Exception, limit: int = MAX_BYTES
         yield chunk
 
 
+def tee(chunks: Iterable[bytes], use: Callable[[bytes], object]) -> Iterator[bytes]:
+    """Pass chunks through; call *use* with each."""
+    for chunk in chunks:
+        use(chunk)
+        yield chunk
+
+
 def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Return an iterator over the chunks; raise `ContentError` if they start like HTML or XML."""
     iterator = iter(chunks)

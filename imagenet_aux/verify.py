@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import sys
 from typing import Any, Iterable, NamedTuple
 
@@ -24,47 +23,31 @@ class File(NamedTuple):
     verified: bool  # whether the file matches its published digest
 
 
-class FileInspector:
-    """Hash a file and count its lines, chunk by chunk; a git blob id also includes *size*, the file's size in bytes."""
-
-    def __init__(self, name: str, expected: str, size: int) -> None:
-        self._name = name
-        self._expected = expected
-        self._hash: Any = new_hash(expected) if expected else None  # without an expected digest, count only
-        self._is_text = name.endswith(".txt")
-        self._size = self._lines = 0
-        if self._hash and self._hash.name == "sha1":
-            self._hash.update(b"blob %d\0" % size)
-
-    def update(self, chunk: bytes) -> None:
-        """Add the next bytes."""
-        if self._hash:
-            self._hash.update(chunk)
-        self._size += len(chunk)
-        if self._is_text:
-            self._lines += chunk.count(b"\n")
-
-    def result(self) -> File:
-        """Return the file's properties, based on the bytes added so far."""
-        lines = self._lines if self._is_text else None
-        verified = bool(self._hash) and self._hash.hexdigest() == self._expected
-        return File(self._name, self._size, lines, verified)
+def inspect_chunks(name: str, chunks: Iterable[bytes], expected: str, size: int) -> File:
+    """Hash a file and count its lines; without an *expected* digest, only count. A git blob id includes the *size*."""
+    hasher = new_hash(expected) if expected else None
+    if hasher and hasher.name == "sha1":
+        hasher.update(b"blob %d\0" % size)
+    received = lines = 0
+    for chunk in chunks:
+        if hasher:
+            hasher.update(chunk)
+        received += len(chunk)
+        lines += chunk.count(b"\n")
+    verified = hasher is not None and hasher.hexdigest() == expected
+    return File(name, received, lines if name.endswith(".txt") else None, verified)
 
 
 def inspect_file(path: str, manifest: Manifest) -> File:
     """Read and verify one of the dataset's files, identified by its base name."""
     name = os.path.basename(path)
     with open(path, "rb") as file:
-        inspector = FileInspector(name, manifest.files[name], os.fstat(file.fileno()).st_size)
-        while True:
-            try:
-                chunk = file.read(_CHUNK_BYTES)
-            except OSError as error:
-                error.filename = path  # only open() sets it
-                raise
-            if not chunk:
-                return inspector.result()
-            inspector.update(chunk)
+        chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
+        try:
+            return inspect_chunks(name, chunks, manifest.files[name], os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            error.filename = path  # only open() sets it
+            raise
 
 
 def inspect_folder(folder: str | os.PathLike[str], manifest: Manifest = MANIFEST) -> list[File]:
@@ -87,16 +70,9 @@ def inspect_folder(folder: str | os.PathLike[str], manifest: Manifest = MANIFEST
     OSError
         If the folder or a file cannot be read.
     """
-    present = os.listdir(folder)
-    paths = [os.path.join(folder, name) for name in manifest.files if name in present]
-    return [inspect_file(path, manifest) for path in paths if _is_regular_file(path)]
-
-
-def _is_regular_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return False
+    with os.scandir(folder) as entries:
+        paths = {entry.name: entry.path for entry in entries if entry.name in manifest.files and entry.is_file()}
+    return [inspect_file(paths[name], manifest) for name in manifest.files if name in paths]
 
 
 def missing(files: Iterable[File], manifest: Manifest) -> list[str]:

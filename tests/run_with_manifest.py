@@ -4,8 +4,8 @@ import json
 import sys
 
 from imagenet_aux import cli
-from imagenet_aux.manifest import Manifest, Mirror
+from imagenet_aux.manifest import Manifest, Source
 
 if __name__ == "__main__":
     files, mirrors = json.loads(sys.argv[1])
-    sys.exit(cli.main(sys.argv[2:], Manifest(files, tuple(Mirror(*mirror) for mirror in mirrors))))
+    sys.exit(cli.main(sys.argv[2:], Manifest(files, tuple(Source(*mirror) for mirror in mirrors))))

@@ -18,7 +18,7 @@ from conftest import MakeOnce
 from server import Server
 
 import imagenet_aux
-from imagenet_aux.manifest import MANIFEST, Manifest, Mirror
+from imagenet_aux.manifest import MANIFEST, Manifest, Source
 from imagenet_aux.verify import File
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
@@ -39,7 +39,7 @@ def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
 def manifest(server: Server, sample_files: dict[str, bytes], archive: bytes) -> Manifest:
     """Return a manifest with the digests of the sample files, a broken mirror and a working one."""
     files = {name: digest(data) for name, data in sample_files.items()}
-    return Manifest(files, (Mirror(server.url + "/broken"), Mirror(server.serve("a.tar.gz", archive))))
+    return Manifest(files, (Source(server.url + "/broken"), Source(server.serve("a.tar.gz", archive))))
 
 
 def test_public_names() -> None:

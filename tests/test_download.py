@@ -29,8 +29,8 @@ from server import Reply, Server
 from imagenet_aux import download, exchange, fetch, fetcher
 from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, SourceError
-from imagenet_aux.manifest import Manifest, Mirror
-from imagenet_aux.streams import Stream
+from imagenet_aux.manifest import Manifest, Source
+from imagenet_aux.streams import Stream, Watch
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 STEP = 1 << 16  # bytes that count as progress
@@ -365,17 +365,17 @@ def short_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def minimum_rate(short_rates: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], fetcher._MinimumRate]:
+def minimum_rate(short_rates: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Watch]:
     """Return a function that requires a minimum rate, in bytes per second."""
 
-    def require(rate: int) -> fetcher._MinimumRate:
+    def require(rate: int) -> Watch:
         monkeypatch.setattr(fetcher, "MIN_RATE", rate)
-        return fetcher._MinimumRate(lambda stream: None)
+        return fetcher._require_rate(lambda stream: None)
 
     return require
 
 
-MinimumRate = Callable[[int], fetcher._MinimumRate]
+MinimumRate = Callable[[int], Watch]
 SLOW = Reply(chunk_size=8000, pause=0.5)  # 16 kB/s
 
 
@@ -395,14 +395,6 @@ def test_detects_a_drop_in_the_rate(server: Server, minimum_rate: MinimumRate) -
     assert "too slow" in error_of(url, minimum_rate(100_000))
 
 
-def test_measures_the_rate_of_each_transfer(server: Server, minimum_rate: MinimumRate) -> None:
-    """Neither the bytes nor the waiting time of an earlier transfer count."""
-    watch = minimum_rate(10_000)
-    assert read(server.serve("a", BODY, Reply(headers={"X": lambda: str(time.sleep(0.9))})), watch) == BODY
-    assert read(server.serve("b", BODY[:30_000], SLOW), watch) == BODY[:30_000]
-    assert "too slow" in error_of(server.serve("c", BODY, Reply(chunk_size=1000, pause=0.5)), watch)
-
-
 def test_bytes_before_a_restart_count_for_the_rate(server: Server, minimum_rate: MinimumRate) -> None:
     watch = minimum_rate(10_000)
     full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))})
@@ -416,11 +408,26 @@ def test_tries_the_next_mirror_when_one_is_slow(
     urls = [server.serve(name, archive, Reply(chunk_size=1000, pause=0.25)) for name in ("a", "b")]
     urls.append(server.serve("c", archive))
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
-    manifest = Manifest(digests, tuple(Mirror(url) for url in urls))
+    manifest = Manifest(digests, tuple(Source(url) for url in urls))
     result = fetch(into=str(tmp_path / "data"), manifest=manifest)
     assert result.source == urls[2]
     slow_ones = [record.getMessage() for record in caplog.records if "too slow" in record.getMessage()]
     assert [message.partition(": ")[0] for message in slow_ones] == urls[:2]
+
+
+def test_measures_the_rate_of_each_transfer(
+    server: Server, tmp_path: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two slow files takes less than the window, and both together take longer."""
+    monkeypatch.setattr(fetcher, "RATE_SECONDS", 2.0)
+    monkeypatch.setattr(fetcher, "MIN_RATE", 10_000_000)
+    files = {name: sample_files[name] for name in ("synsets.txt", "val.txt")}
+    late = Reply(headers={"X": lambda: str(time.sleep(1.2))})
+    urls = {name: server.serve(name, data, late) for name, data in files.items()}
+    mirrors = (Source("http://slow.invalid", files=urls), Source("http://last.invalid", files=urls))
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, mirrors))
+    assert result.source == "http://slow.invalid"
 
 
 @pytest.mark.usefixtures("short_rates")
@@ -431,7 +438,7 @@ def test_the_last_mirror_may_be_slow(
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("imagenet_aux.fetcher.MIN_RATE", 10_000_000)
-        result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, tuple(Mirror(url) for url in urls)))
+        result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, tuple(Source(url) for url in urls)))
     assert result.source == urls[1]
 
 

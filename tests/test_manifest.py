@@ -75,7 +75,7 @@ def test_mirrors_have_the_files_in_the_manifest() -> None:
         if mirror.files:
             assert set(mirror.files) <= set(MANIFEST.files)
             assert set(MANIFEST.files) - set(mirror.files) <= set(mirror.optional)
-        assert set(mirror.optional) <= set(mirror.files)
+        assert set(mirror.optional) <= set(mirror.files or {})
 
 
 def test_files_from_the_fork_are_optional() -> None:

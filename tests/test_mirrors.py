@@ -21,7 +21,7 @@ from server import Reply, Server
 import imagenet_aux
 from imagenet_aux import streams
 from imagenet_aux.errors import FetchError, SourceError
-from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Mirror
+from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Source
 from imagenet_aux.streams import Stream, Watch
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
@@ -99,7 +99,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    urls = [url for mirror in MIRRORS for url in (mirror.address, *mirror.files.values())]
+    urls = [url for mirror in MIRRORS for url in (mirror.address, *(mirror.files or {}).values())]
     issued = authority.issue_cert(*sorted(set(map(host, urls))))
     issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
     return folder
@@ -181,7 +181,7 @@ def test_reasons_are_in_the_result_file_instead_of_stderr(hosts: Hosts, tmp_path
 
 @pytest.mark.parametrize("mirror", MIRRORS, ids=lambda mirror: host(mirror.address))
 def test_tries_the_requested_mirror_first(
-    mirror: Mirror, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+    mirror: Source, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     hosts.fetch(tmp_path, mirror.address, down=[host(mirror.address)])
     others = [other for other in MIRRORS if other != mirror]
@@ -274,7 +274,7 @@ def test_rejects_wrong_files_from_every_archive(hosts: Hosts, tmp_path: Path, sa
 
 @pytest.mark.parametrize("mirror", ARCHIVES, ids=lambda mirror: host(mirror.address))
 def test_accepts_a_repacked_archive_of_the_published_files(
-    mirror: Mirror, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+    mirror: Source, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
     hosts.serve(mirror.address, sample_archive.pack_files(sample_files, level=1))
     result = hosts.fetch(tmp_path, mirror.address)

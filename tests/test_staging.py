@@ -34,7 +34,7 @@ from server import Reply, Server
 
 from imagenet_aux import FetchError, fetch, staging
 from imagenet_aux.fetcher import Result
-from imagenet_aux.manifest import MANIFEST, Manifest, Mirror
+from imagenet_aux.manifest import MANIFEST, Manifest, Source
 
 LINUX_ROOT = sys.platform == "linux" and os.geteuid() == 0
 NAMES = list(MANIFEST.files)
@@ -456,7 +456,7 @@ def test_unwritable_target_fails_before_the_download(kind: str, work: Path, serv
 def serve_mirrors(server: Server, archive: bytes) -> Manifest:
     """Serve the archive on two mirrors."""
     digest = hashlib.sha256(archive).hexdigest()
-    mirrors = tuple(Mirror(server.serve(name, archive), digest) for name in ("a.tar.gz", "b.tar.gz"))
+    mirrors = tuple(Source(server.serve(name, archive), digest) for name in ("a.tar.gz", "b.tar.gz"))
     return Manifest(MANIFEST.files, mirrors)
 
 

@@ -10,7 +10,7 @@ from typing import Iterable, NamedTuple
 from . import archive, sources, streams
 from .errors import ContentError, FetchError, SourceError, redact
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest, Source
-from .staging import Staging
+from .staging import Staging, staging_folder
 from .streams import Stream, Watch
 from .verify import File, digest_name, inspect_chunks, inspect_file, missing, new_hash
 
@@ -100,7 +100,7 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
         _log.info("trying %s", address)
         may_be_slow = candidate is candidates[-1]
         try:
-            with Staging(folder) as staging:
+            with staging_folder(folder) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, may_be_slow).stage()
                 _warn(failures, files, manifest)
                 staging.publish([file.name for file in files], manifest, replace)

@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 import time
-from typing import IO, Callable, Collection, Iterator, TypeVar
+from typing import IO, Callable, Collection, Iterator, NamedTuple, TypeVar
 
 from .errors import FetchError
 from .manifest import MAX_BYTES, Manifest
@@ -38,47 +38,45 @@ _MODE = 0o777 if sys.platform == "win32" else 0o700
 T = TypeVar("T")
 
 
-class Staging:
-    """A context manager that creates a staging folder inside the target, and removes it on exit.
+@contextlib.contextmanager
+def staging_folder(target: str) -> Iterator[Staging]:
+    """Create a staging folder inside the target, and remove it on exit.
 
-    It also removes the staging folders of killed processes: on this host if their lock is free, and on other hosts
-    after a day, because some network file systems keep locks local to each host.
+    Also remove the staging folders of killed processes: on this host if their lock is free, and on other hosts after a
+    day, because some network file systems keep locks local to each host.
     """
-
-    def __init__(self, target: str) -> None:
+    with contextlib.ExitStack() as stack:
         with _wrap_os_errors(target):
-            self.target = os.path.realpath(target)
-        self._path = os.path.join(self.target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}")
-        self._lock_path = os.path.join(self.target, _PREFIX + _LOCK_NAME)
-
-    def __enter__(self) -> Staging:
-        if os.path.isfile(self.target):
-            raise FetchError(f"cannot write {self.target}: expected a folder, got a file")
-        with contextlib.ExitStack() as stack, _wrap_os_errors(self.target):
-            for folder in _new_folders(self.target):
+            target = os.path.realpath(target)
+            if os.path.isfile(target):
+                raise FetchError(f"cannot write {target}: expected a folder, got a file")
+            for folder in _new_folders(target):
                 stack.callback(_remove_if_empty, folder)
-            stack.callback(_remove_folder, self._path)
-            with _exclusive(self._lock_path) as has_locks:
-                self._remove_abandoned(has_locks)
-                os.mkdir(self._path, _MODE)
-                lock = stack.enter_context(open(self.path(_LOCK_NAME), "wb"))  # held until exit
+            staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"))
+            stack.callback(_remove_folder, staging.folder)
+            with _exclusive(target) as has_locks:
+                _remove_abandoned(target, has_locks)
+                os.mkdir(staging.folder, _MODE)
+                lock = stack.enter_context(open(staging.path(_LOCK_NAME), "wb"))  # held until exit
                 if has_locks:
                     _lock(lock)
-            self._stack = stack.pop_all()
-        return self
+        yield staging
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+
+class Staging(NamedTuple):
+    """A staging folder inside a target folder."""
+
+    target: str
+    folder: str
 
     def path(self, name: str) -> str:
         """Return the path of a staged file."""
-        return os.path.join(self._path, name)
+        return os.path.join(self.folder, name)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
         """Open a staged file for writing; raise `FetchError` if it cannot be written."""
-        path = self.path(name)
-        with _wrap_os_errors(path), open(path, "wb") as file:
+        with _wrap_os_errors(self.target), open(self.path(name), "wb") as file:
             yield file
 
     def publish(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
@@ -86,14 +84,13 @@ class Staging:
 
         If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
         """
-        with _wrap_os_errors(self.target), _exclusive(self._lock_path):
+        with _wrap_os_errors(self.target), _exclusive(self.target):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
                 for name in manifest.files:
                     if replace or name in names:
                         rollback.callback(self._restore, name, name in names)
-                        self._keep_old(name)
-                        self._move(self.path(name) if name in names else None, name)
+                        self._swap(name, name in names)
                 rollback.pop_all()
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
@@ -129,46 +126,51 @@ class Staging:
         except PermissionError:
             return False
 
-    def _restore(self, name: str, is_staged: bool) -> None:
-        """Move the old file back; if there was no old file, remove the new one."""
-        old = self.path(name + _OLD_SUFFIX)
-        if os.path.lexists(old):
-            self._move(old, name)
-        elif is_staged and not os.path.lexists(self.path(name)):  # the new file was moved into the target
-            self._move(None, name)
-
-    def _keep_old(self, name: str) -> None:
-        """Back up the old file in the staging folder, by a hard link or, if links are not supported, by a rename."""
+    def _swap(self, name: str, is_staged: bool) -> None:
+        """Move the old file, if any, into the staging folder, and the staged file, if any, into the target."""
         path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
-        with _wrap_os_errors(path), contextlib.suppress(FileNotFoundError):
-            try:
-                if sys.platform == "win32":
-                    # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
-                    _retry_while_in_use(lambda: os.rename(path, path))
-                    os.link(path, old)
-                else:
-                    os.link(path, old, follow_symlinks=False)
-            except OSError:
-                _retry_while_in_use(lambda: os.replace(path, old))
-
-    def _move(self, source: str | None, name: str) -> None:
-        """Move *source* to *name* in the target; if *source* is None, remove *name*."""
-        path = os.path.join(self.target, name)
         with _wrap_os_errors(path):
-            if source:
-                _retry_while_in_use(lambda: os.replace(source, path))
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    _retry_while_in_use(lambda: os.remove(path))
+            if os.path.lexists(path) and not (is_staged and _link(path, old)):
+                _rename(path, old)
+            if is_staged:
+                _rename(self.path(name), path)
 
-    def _remove_abandoned(self, has_locks: bool) -> None:
-        """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
-        pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
-        for name in _list_folder(self.target):
-            path = os.path.join(self.target, name)
-            match = pattern.fullmatch(name)
-            if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
-                _remove_folder(path)
+    def _restore(self, name: str, is_staged: bool) -> None:
+        """Undo the completed steps of `_swap`."""
+        path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
+        with _wrap_os_errors(path):
+            if os.path.lexists(old):
+                _rename(old, path)
+            elif is_staged and not os.path.lexists(self.path(name)):
+                _rename(path, self.path(name))
+
+
+def _link(path: str, link: str) -> bool:
+    """Create a hard link, with which readers find the file at all times; return False if links are not supported."""
+    try:
+        if sys.platform == "win32":
+            # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
+            _retry(lambda: os.rename(path, path), _IN_USE, _READER_SECONDS)
+            os.link(path, link)
+        else:
+            os.link(path, link, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _rename(source: str, target: str) -> None:
+    _retry(lambda: os.replace(source, target), _IN_USE, _READER_SECONDS)
+
+
+def _remove_abandoned(target: str, has_locks: bool) -> None:
+    """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
+    pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
+    for name in _list_folder(target):
+        path = os.path.join(target, name)
+        match = pattern.fullmatch(name)
+        if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
+            _remove_folder(path)
 
 
 def _new_folders(target: str) -> list[str]:
@@ -209,8 +211,9 @@ def _remove_if_empty(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(path: str) -> Iterator[bool]:
-    """Hold a lock file and remove it on exit; yield False if the file system does not support locks."""
+def _exclusive(target: str) -> Iterator[bool]:
+    """Hold the target's lock file and remove it on exit; yield False if the file system does not support locks."""
+    path = os.path.join(target, _PREFIX + _LOCK_NAME)
     while True:
         with _retry(lambda: _open_lock_file(path), _BEING_REMOVED, _REMOVAL_SECONDS) as file:
             has_lock = _wait_for_lock(file)
@@ -297,10 +300,6 @@ def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: 
             if time.monotonic() > give_up:
                 raise
         time.sleep(0.02)
-
-
-def _retry_while_in_use(action: Callable[[], object]) -> None:
-    _retry(action, _IN_USE, _READER_SECONDS)
 
 
 @contextlib.contextmanager

@@ -190,7 +190,8 @@ def _content_length(response: requests.Response) -> int | None:
     """Return the length of the body in bytes, or None if it is unknown."""
     length = response.headers.get("Content-Length", "")
     is_chunked = "Transfer-Encoding" in response.headers
-    return int(length[:18]) if re.fullmatch("[0-9]+", length) and not is_chunked else None
+    is_number = re.fullmatch("[0-9]+", length)
+    return int(length[:18]) if is_number and not is_chunked else None  # int() rejects thousands of digits
 
 
 def _validators(response: requests.Response) -> dict[str, str]:

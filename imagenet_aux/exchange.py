@@ -135,9 +135,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
     """An HTTP adapter whose connection another thread can shut down."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._socket: socket.socket | None = None
         self._is_stopped = False
-        super().__init__()
 
     def cert_verify(self, conn: Any, *args: Any, **kwargs: Any) -> None:
         """Track the sockets of a connection pool, which the requests library passes here before it sends a request."""

@@ -110,10 +110,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(folder: str, manifest: Manifest) -> int:
-    if not os.path.isdir(folder):
-        problem = "is a file" if os.path.exists(folder) else "does not exist"
-        print(f"error: {folder} {problem}: expected a folder", file=sys.stderr)
-        return 1
     try:
         files = inspect_folder(folder, manifest)
     except OSError as error:

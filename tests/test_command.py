@@ -240,10 +240,10 @@ def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_fi
 
 def test_show_reports_a_path_that_is_not_a_folder(work: Path) -> None:
     (work / "file").touch()
-    for name, problem in (("nowhere", "does not exist"), ("file", "is a file")):
+    for name in ("nowhere", "file"):
         result = run_command(work, "show", name)
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr == f"error: {name} {problem}: expected a folder\n"
+        assert re.fullmatch(f"error: {name} cannot be read: .+\n", result.stderr)
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")

@@ -147,7 +147,7 @@ class _Fetch(NamedTuple):
         """Stage and verify the source's files, and return them in manifest order."""
         files: list[File] = []
         if self.source.files is None:
-            files = self._open(self.source.address + self.source.query).deliver(self._unpack)
+            files = self._open(self.source.address).deliver(self._unpack)
         for name, location in (self.source.files or {}).items():
             left = MAX_BYTES - sum(file.size for file in files)
             try:

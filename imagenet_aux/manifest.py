@@ -13,9 +13,8 @@ MAX_BYTES = 200 << 20
 class Source(NamedTuple):
     """A built-in mirror or a user-supplied source: an archive or individual files, on a host or a disk."""
 
-    address: str  # URL or path; for a mirror, the URL that users pass to select it
+    address: str  # URL or path; for a mirror, users select it by this URL, with or without the query
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
-    query: str = ""  # query string to append to the archive's URL
     files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
     is_custom: bool = False  # if True, accept other files than the published ones, but no other archive than *digest*
@@ -46,9 +45,8 @@ MANIFEST = Manifest(
     },
     mirrors=(
         Source(  # MD5 from the MLCommons script with the same uid
-            f"https://www.dropbox.com/s/92n2fyej3lzy3s3/{ARCHIVE_NAME}",
+            f"https://www.dropbox.com/s/92n2fyej3lzy3s3/{ARCHIVE_NAME}?dl=1",  # without it, Dropbox responds with HTML
             digest="ee346d67141e476df9c1a3f813552503",
-            query="?dl=1",  # otherwise Dropbox responds with an HTML page
         ),
         Source(  # SHA-256 from the OpenEmbedded recipe for Caffe
             f"http://dl.caffe.berkeleyvision.org/{ARCHIVE_NAME}",

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_coverage")
 MIRRORS = MANIFEST.mirrors
 ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
 SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.files)
-QUERY = next(mirror for mirror in MIRRORS if mirror.query)
+QUERY = next(mirror for mirror in MIRRORS if "?" in mirror.address)
 HTTPS = next(mirror for mirror in ARCHIVES[1:] if mirror.address.startswith("https:"))
 HTTP = next(mirror for mirror in ARCHIVES if mirror.address.startswith("http:"))
 REQUIRED = [name for name in SINGLE_FILES.files if name not in SINGLE_FILES.optional]
@@ -209,8 +209,8 @@ def with_upper_case_host(address: str) -> str:
 
 
 VARIANTS = {
-    "query": (QUERY, f"{QUERY.address}?dl=0"),
-    "the mirror's query": (QUERY, QUERY.address + QUERY.query),
+    "another query": (QUERY, QUERY.address.replace("dl=1", "dl=0")),
+    "no query": (QUERY, QUERY.address.partition("?")[0]),
     "slash after an archive": (HTTPS, f"{HTTPS.address}/"),
     "slash after a folder": (SINGLE_FILES, f"{SINGLE_FILES.address}/"),
     "HTTP:": (HTTP, HTTP.address.replace("http:", "HTTP:")),
@@ -235,9 +235,9 @@ def test_does_not_recognize_another_path_on_a_mirrors_host(hosts: Hosts, tmp_pat
 
 
 def test_sends_the_mirrors_query_and_a_user_agent(hosts: Hosts, tmp_path: Path) -> None:
-    hosts.fetch(tmp_path, f"{QUERY.address}?dl=0")
+    hosts.fetch(tmp_path, QUERY.address.partition("?")[0])
     (request,) = hosts.https.requests
-    assert request[1] == urlsplit(QUERY.address).path + QUERY.query
+    assert request[1] == urlsplit(QUERY.address).path + "?dl=1"
     assert request[2]["User-Agent"].startswith("get-dataset-imagenet-aux")
 
 

@@ -134,7 +134,7 @@ def test_resolves_a_quoted_folder_with_a_trailing_backslash(tmp_path: Path) -> N
 def test_resolves_the_mirrors() -> None:
     files = {"val.txt": "https://c/val.txt", "test.txt": "https://c/test.txt"}
     mirrors = (
-        Source("https://a/a.tar.gz", "d" * 32, "?dl=1"),
+        Source("https://a/a.tar.gz?dl=1", "d" * 32),
         Source("https://c", files=files, optional=("test.txt",)),
     )
     archive, single_files = mirrors

@@ -637,7 +637,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
         left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, exchange._Adapter))]
     finally:
         gc.enable()
-    assert len(left) <= 2  # from the last attempt
+    assert len(left) <= 3  # from the last attempt; Python 3.8 also keeps the adapter before
 
 
 LONG = "x" * 60_000

@@ -74,22 +74,24 @@ def fetch(
         If every source fails, or the files cannot be written.
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum or "", manifest)
-    folder = sources.absolute_path(into)
-
-    def watch_or_abort(stream: Stream) -> None:
-        try:
-            watch(stream)
-        except Exception as error:
-            raise _Abort(error) from None
-
     try:
-        return _fetch_first(candidates, folder, replace, manifest, watch_or_abort)
+        return _fetch_first(candidates, sources.absolute_path(into), replace, manifest, _aborting(watch))
     except _Abort as abort:
         raise abort.args[0] from None
 
 
 class _Abort(BaseException):
     """Carries an exception from *watch* past the handlers for source and file errors."""
+
+
+def _aborting(watch: Watch) -> Watch:
+    def call(stream: Stream) -> None:
+        try:
+            watch(stream)
+        except Exception as error:
+            raise _Abort(error) from None
+
+    return call
 
 
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:

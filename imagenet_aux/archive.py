@@ -51,7 +51,8 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     """
     # Drop empty chunks: below, an empty chunk marks the end.
     compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
-    with ThreadPoolExecutor(1) as worker, contextlib.closing(_decompress(compressed, worker)) as decompressed:
+    with ThreadPoolExecutor(1) as worker:
+        decompressed = _decompress(compressed, worker)
         unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(_TarReader(unpacked), wanted)
         with contextlib.suppress(_TrailingBytes):
@@ -123,15 +124,14 @@ class _TrailingBytes(ContentError):
     """Bytes follow the last gzip member: like gzip(1), ignore them if the tar is complete."""
 
 
-def _decompress(chunks: Iterator[bytes], worker: ThreadPoolExecutor) -> Generator[bytes, None, None]:
+def _decompress(chunks: Iterator[bytes], worker: ThreadPoolExecutor) -> Iterator[bytes]:
     """Yield decompressed chunks; the worker decompresses the next one while the caller uses the current one."""
     data = output = b""
     gzip_members = size = 0
     decompressor: Any = None  # of the current gzip member
     for chunk in itertools.chain(chunks, [b""]):  # the empty chunk marks the end
         data += chunk
-        is_full = False  # whether the decompressor may have more output, even without more data
-        while data or is_full:
+        while data:  # while output is pending, a decompressor does not consume the whole gzip trailer
             if not decompressor:
                 if gzip_members:
                     data = data.lstrip(b"\0")  # padding
@@ -148,7 +148,6 @@ def _decompress(chunks: Iterator[bytes], worker: ThreadPoolExecutor) -> Generato
             except zlib.error as error:  # type: ignore[misc]
                 raise ContentError(f"damaged: {error}") from None
             size += len(output)
-            is_full = len(output) == _CHUNK_BYTES
             if decompressor.eof:
                 data, decompressor = decompressor.unused_data, None
             else:

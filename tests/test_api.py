@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -96,6 +97,17 @@ def test_fetch_tries_the_mirrors_in_a_manifest(
     result = imagenet_aux.fetch(into=tmp_path / "data", manifest=manifest)
     assert result.verified and result.source == manifest.mirrors[1].address
     assert read_files(tmp_path / "data") == sample_files
+
+
+def test_warnings_hide_the_passwords_of_mirrors(
+    manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, good = (Source(mirror.address.replace("//", "//user:secret@")) for mirror in manifest.mirrors)
+    with caplog.at_level(logging.INFO, "imagenet_aux"):
+        result = imagenet_aux.fetch(into=tmp_path / "data", manifest=manifest._replace(mirrors=(broken, good)))
+    assert result.source == manifest.mirrors[1].address
+    assert f"{manifest.mirrors[0].address}: the server responded 404 Not Found" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:

@@ -421,6 +421,7 @@ ADVICE = r"\. Unpack it and pass the folder"
 DAMAGED = [
     # Other formats
     Damaged("empty file", b"", r"empty: expected a \.tar\.gz archive"),
+    Damaged("zeros", bytes(2048), NOT_GZIP + r"bytes that start with b'(\\x00){16}'"),
     Damaged("garbage", b"garbage" * 99, NOT_GZIP + r"bytes that start with b'garbagegarbagega'"),
     Damaged("first byte of a gzip file", GOOD[:1], NOT_GZIP + r"bytes that start with b'\\x1f'"),
     Damaged("uncompressed tar", TAR, NOT_GZIP + "an uncompressed tar" + ADVICE),
@@ -699,6 +700,9 @@ UNUSUAL = {
     "pax times and comment": gzip.compress(b"".join(TIMES + tar_entry(n, d) for n, d in CONTENT.items()) + END),
     "pax extended attributes": gzip.compress(XATTRS + TAR),
     "pax owners": gzip.compress(OWNERS + TAR),
+    "pax keys that start like overrides": gzip.compress(
+        pax_header(pax_record("paths", "1"), pax_record("size2", "1")) + TAR
+    ),
     "empty pax header": gzip.compress(pax_header() + TAR),
     "several pax headers": gzip.compress(GIT_COMMIT + OWNERS + XATTRS + TAR),
     "global pax header from git archive": gzip.compress(GIT_COMMIT + TOP_FOLDER + plain_files("top/") + END),

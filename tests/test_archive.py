@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from unittest import mock
 
@@ -846,6 +848,31 @@ def test_trailing_bytes_without_end_of_archive_may_be_a_truncated_transfer() -> 
     with pytest.raises(ContentError, match="end-of-archive") as caught:
         read_members([gzip.compress(plain_files()) + b"text"])
     assert caught.value.may_be_incomplete
+
+
+def test_decompresses_the_next_chunk_while_one_is_used() -> None:
+    """The second call of the decompressor and the user of the first chunk wait for each other."""
+    calls = itertools.count(1)
+    both = threading.Barrier(2)
+
+    class Decompressor:
+        def __init__(self, bits: int) -> None:
+            self._real = zlib.decompressobj(bits)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def decompress(self, data: bytes, size: int) -> bytes:
+            if next(calls) == 2:
+                both.wait(20)
+            return self._real.decompress(data, size)
+
+    module = SimpleNamespace(decompressobj=Decompressor, error=zlib.error)
+    with mock.patch.object(unpacker, "zlib", module):
+        for _, _, content in unpacker.members([gzip.compress(tar_entry("val.txt", bytes(MIB)) + END)], WANTED):
+            size = len(next(content))
+            both.wait(20)
+            assert size + sum(map(len, content)) == MIB
 
 
 def read_with_tarfile(tar: bytes) -> list[tuple[str, bytes]]:

@@ -485,6 +485,17 @@ def test_download_leaves_no_thread_running(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse connections when the queue is full")
+def test_limits_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is for one address, so that the next address of a host can be tried before the time limit."""
+    monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address):  # fills the queue
+            error = error_of(f"http://127.0.0.1:{address[1]}/")
+    assert error == "no response from 127.0.0.1: timed out"
+
+
 def test_limits_the_time_for_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time limit for headers applies, because the connect timeout would include suspended time."""
     monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)

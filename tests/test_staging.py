@@ -307,10 +307,20 @@ def test_file_that_cannot_be_backed_up_is_kept(
     if not is_staged:
         (source / NAMES[0]).unlink()
     monkeypatch.setattr(os, "link", fail_always)
-    monkeypatch.setattr(os, "replace", fail_always)
+    monkeypatch.setattr(os, "replace", fail_at(1, os.replace, errno.ENOSPC))
     with pytest.raises(FetchError, match="No space left on device"):
         fetch_into(data, source, replace=True)
     assert read_data(work) == old_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
+def test_failed_publication_restores_a_dangling_link(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = write_files(work / "data", {}) / NAMES[0]
+    link.symlink_to("nowhere")
+    monkeypatch.setattr(os, "replace", fail_at(2, os.replace, errno.EIO))
+    with pytest.raises(FetchError, match=os.strerror(errno.EIO)):
+        fetch_into(work / "data", source, replace=True)
+    assert os.listdir(work / "data") == [link.name] and os.readlink(link) == "nowhere"
 
 
 def test_failed_publication_removes_a_new_target(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,6 +362,19 @@ def test_failed_fetch_removes_the_folders_it_created(existing: list[str], work: 
     assert os.listdir(kept) == []
 
 
+def test_failed_fetch_keeps_a_target_that_becomes_empty(work: Path, source: Path) -> None:
+    """The folder is the user's, because it contained another file at first."""
+    notes = write_files(work / "data", {"notes": b"mine"}) / "notes"
+
+    def watch(stream: object) -> None:
+        notes.unlink()
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        fetch_into(work / "data", source, watch=watch)
+    assert os.listdir(work) == ["data"]
+
+
 def test_failed_fetch_keeps_an_empty_target(work: Path, tmp_path: Path) -> None:
     (work / "data").mkdir()
     (tmp_path / "bad").write_bytes(b"bad")

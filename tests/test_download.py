@@ -355,6 +355,12 @@ def test_limits_the_total_traffic(server: Server, pauses: list[float], monkeypat
     assert len(server.requests_for("a")) == 11
 
 
+@pytest.mark.parametrize("has_length", [True, False])
+def test_accepts_a_file_of_the_maximum_size(has_length: bool, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "MAX_BYTES", len(BODY))
+    assert read(server.serve("a", BODY, Reply(length=has_length))) == BODY
+
+
 # Slow sources
 
 

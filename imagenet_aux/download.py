@@ -75,7 +75,7 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if isinstance(fault, Unreachable) and not (self.total or self._attempts):
+                if isinstance(fault, Unreachable) and not self._attempts:
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector

@@ -159,6 +159,7 @@ RECOVERED = [
     Recovered("503 for a Range request", (HALF, error_reply(503, Retry_After="0"), GOOD), (0, CUT, CUT)),
     Recovered("closed before the second response", (HALF, Reply(raw=b""), GOOD), (0, CUT, CUT)),
     Recovered("refused after the first response", (HALF, redirect("http://127.0.0.1:1/"), GOOD), (0, CUT, CUT)),
+    Recovered("refused after a 503", (error_reply(503), redirect("http://127.0.0.1:1/"), GOOD), (0, 0, 0)),
     # Cut and resumed
     Recovered("cut", (HALF, GOOD), (0, CUT)),
     Recovered("cut after the first byte", (Reply(stop_at=1), GOOD), (0, 1)),

@@ -39,7 +39,7 @@ class Reply:
     stop_at : int or None
         Number of body bytes to send before ``then`` happens; None: all.
     then : str
-        What to do after the body: ``close``, ``reset`` or ``stall``.
+        What to do after the body: ``close``, ``reset``, ``stall``, or ``corrupt`` (break the TLS connection).
     endless : bool
         Whether to repeat the body endlessly.
     etag : str or None
@@ -198,6 +198,8 @@ def _handler(server: Server) -> Any:
             self.wfile.flush()
             if reply.then == "stall":
                 server.released.wait(60)
+            elif reply.then == "corrupt":
+                socket.socket.sendall(self.connection, b"not a TLS record")  # unencrypted
             elif reply.then == "reset":
                 time.sleep(0.1)  # a reset discards data that the client has not read yet
                 linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)

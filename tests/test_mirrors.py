@@ -461,6 +461,15 @@ def test_retries_a_proxy_or_tls_fault_after_a_first_response(
     assert read_data(tmp_path) == sample_files
 
 
+def test_resumes_after_a_tls_error_in_the_body(
+    hosts: Hosts, tmp_path: Path, archive: bytes, sample_files: dict[str, bytes]
+) -> None:
+    hosts.serve(HTTPS.address, archive, Reply(stop_at=100000, then="corrupt"), Reply())
+    assert hosts.fetch(tmp_path, HTTPS.address).returncode == 0
+    assert [request.get("Range") for request in hosts.requests_for(HTTPS.address)] == [None, "bytes=100000-"]
+    assert read_data(tmp_path) == sample_files
+
+
 def test_requests_nothing_over_an_untrusted_connection(hosts: Hosts, tmp_path: Path) -> None:
     result = hosts.fetch(tmp_path, down=[host(HTTP.address)], REQUESTS_CA_BUNDLE="")
     assert result.returncode == 1

@@ -163,6 +163,13 @@ def test_requests_more_when_a_server_sends_less_than_the_range(
     assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={2 * STEP}-"]
 
 
+def test_restarts_when_a_server_sends_more_than_the_size(server: Server, pauses: list[float]) -> None:
+    content_range = f"bytes {STEP}-{len(BODY) - 1}/{len(BODY)}"
+    rest = Reply(206, {"Content-Range": content_range}, BODY[STEP:] + b"extra", chunked=True, etag="")
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), rest, Reply(etag=""))) == BODY
+    assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={len(BODY) + 5}-", None]
+
+
 @pytest.mark.parametrize("start", [STEP - 5, STEP + 5])
 def test_rejects_a_range_with_the_wrong_start(start: int, server: Server, pauses: list[float]) -> None:
     """Only Content-Range shows that the range starts at the wrong byte."""

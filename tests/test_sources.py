@@ -141,7 +141,9 @@ def test_resolves_the_mirrors() -> None:
     manifest = Manifest(MANIFEST.files, mirrors)
     assert resolve("", "", manifest) == [archive, single_files]
     assert resolve("https://c", "", manifest) == [single_files, archive]
-    assert resolve("", "E" * 64, manifest) == [archive._replace(digest="e" * 64, is_custom=True)]
+    for ordered in (mirrors, mirrors[::-1]):
+        found = resolve("", "E" * 64, manifest._replace(mirrors=ordered))
+        assert found == [archive._replace(digest="e" * 64, is_custom=True)]
 
 
 def test_recognizes_an_uppercase_mirror_address() -> None:

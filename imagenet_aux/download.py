@@ -124,14 +124,12 @@ class Download(Stream):
 
     def _begin(self, response: requests.Response) -> None:
         """Start receiving the whole file from a 200 response."""
-        had_bytes = self.received > 0
-        self.received = 0
         self.size = _content_length(response)
         self._validators = _validators(response)
         self._is_resumed = False
         if self.size is not None and self.size > MAX_BYTES:
             raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
-        if had_bytes:  # keep the response open: the restart reads it
+        if self.received:  # keep the response open: the restart reads it
             raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:

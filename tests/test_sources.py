@@ -16,7 +16,7 @@ from imagenet_aux.errors import ContentError, FetchError, SourceError
 from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Source
 from imagenet_aux.sources import resolve
 from imagenet_aux.streams import LocalFile, Stream, is_http, limit_size, open_stream, reject_html
-from imagenet_aux.verify import inspect_folder, is_archive_digest, missing, new_hash
+from imagenet_aux.verify import File, inspect_chunks, inspect_folder, is_archive_digest, missing, new_hash
 
 NAMES = list(MANIFEST.files)
 
@@ -170,7 +170,7 @@ def test_reads_a_local_file(tmp_path: Path) -> None:
     watcher = Watcher()
     stream = open_stream(str(tmp_path / "file"), watcher)
     assert b"".join(stream.deliver(list)) == data
-    assert (stream.label, stream.size, stream.received) == ("file", len(data), len(data))
+    assert (stream.label, stream.size, stream.received, stream.total) == ("file", *[len(data)] * 3)
     assert len(watcher.received) > 1 and watcher.received == sorted(set(watcher.received))
 
 
@@ -337,6 +337,10 @@ def test_inspects_a_folder(tmp_path: Path) -> None:
         ("synsets.txt", 0, 0, False),
     ]
     assert missing(files, manifest) == ["missing.txt"]
+
+
+def test_without_a_digest_a_file_is_only_counted() -> None:
+    assert inspect_chunks("val.txt", [b"1\n2", b"\n"], "", 0) == File("val.txt", 4, 2, False)
 
 
 def test_sha1_of_the_content_is_not_a_git_blob_id(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ BR_302 = Reply(302, {"Location": "a.tar.gz", "Content-Encoding": "br"})
 ENDLESS_302 = Reply(302, {"Location": "a.tar.gz"}, length=False, endless=True)
 LONG_RANGE = Reply(206, {"Content-Range": f"bytes {'9' * 5000}-9/9"})
 IN_YEAR_99999 = error_reply(429, Retry_After="Mon, 01 Jan 99999 00:00:00 GMT")
+IN_YEAR_99999999999 = error_reply(429, Retry_After="Mon, 01 Jan 99999999999 00:00:00 GMT")
 IN_THREE_SECONDS = Reply(429, {"Retry-After": lambda: email.utils.formatdate(time.time() + 3, usegmt=True)}, b"")
 
 RECOVERED = [
@@ -148,6 +149,7 @@ RECOVERED = [
     Recovered("Retry-After as a date", (IN_THREE_SECONDS, GOOD), (0, 0), min_seconds=1.5),
     Recovered("Retry-After in the past", (error_reply(429, Retry_After="Mon, 01 Jan 2024 00:00:00 GMT"), GOOD), (0, 0)),
     measured(Recovered("Retry-After in year 99999", (IN_YEAR_99999, GOOD), (0, 0))),
+    Recovered("Retry-After in year 99999999999", (IN_YEAR_99999999999, GOOD), (0, 0)),
     Recovered("Retry-After without a digit", (error_reply(429, Retry_After="\xb2"), GOOD), (0, 0)),
     Recovered("429 without Retry-After", (error_reply(429), GOOD), (0, 0)),
     Recovered("503 twice", (error_reply(503), error_reply(503), GOOD), (0, 0, 0)),

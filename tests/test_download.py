@@ -163,6 +163,11 @@ def test_requests_more_when_a_server_sends_less_than_the_range(
     assert sent(server, "Range") == [None, f"bytes={STEP}-", f"bytes={2 * STEP}-"]
 
 
+def test_resumes_when_only_the_second_response_has_an_etag(server: Server, pauses: list[float]) -> None:
+    assert read(server.serve("a", BODY, Reply(stop_at=STEP, etag=""), Reply())) == BODY
+    assert sent(server, "Range") == [None, f"bytes={STEP}-"]
+
+
 def test_restarts_when_a_server_sends_more_than_the_size(server: Server, pauses: list[float]) -> None:
     content_range = f"bytes {STEP}-{len(BODY) - 1}/{len(BODY)}"
     rest = Reply(206, {"Content-Range": content_range}, BODY[STEP:] + b"extra", chunked=True, etag="")

@@ -331,6 +331,16 @@ def test_restarts_when_the_checksum_differs_after_a_resume(
     assert sent(server, "Range") == [None, f"bytes={len(begin)}-", None]
 
 
+def test_restarts_when_trailing_bytes_are_missing(
+    server: Server, tmp_path: Path, pauses: list[float], archive: bytes
+) -> None:
+    """Without a length, only the checksum shows it."""
+    packed = archive + b"text"
+    url = server.serve("a", packed, Reply(stop_at=len(archive), length=False), Reply())
+    assert fetch(url, str(tmp_path / "data"), hashlib.sha256(packed).hexdigest()).verified
+    assert sent(server, "Range") == [None, None]
+
+
 def test_resumes_a_body_that_is_too_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     assert read(server.serve("a", BODY, Reply(chunk_size=10, pause=0.1), Reply())) == BODY

@@ -187,7 +187,7 @@ class _Fetch(NamedTuple):
             )
         differing = [file.name for file in files if not file.verified]
         if differing and not self.source.is_custom:
-            raise ContentError(f"differs from the published files: {', '.join(differing)}", may_be_incomplete=True)
+            raise ContentError(f"differs from the published files: {', '.join(differing)}")
         return files
 
     def _receive(self, name: str, location: str, left: int) -> File:

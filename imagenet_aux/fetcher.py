@@ -213,7 +213,7 @@ class _Fetch(NamedTuple):
         if size is None:  # a git blob id depends on the size, so hash the file again
             result = inspect_file(self.staging.path(name), self.manifest)
         if not (result.verified or self.source.is_custom or self.source.digest):
-            raise ContentError(f"{name} differs from the published file", may_be_incomplete=True)
+            raise ContentError(f"{name} differs from the published file", may_be_incomplete=size is None)
         return result
 
 

@@ -262,10 +262,11 @@ def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
 def test_rejects_wrong_files_from_every_archive(hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
     wrong = pack_with(sample_files, val_txt=sample_files["val.txt"].replace(b" 5\n", b" 6\n"))
     for mirror in ARCHIVES:
-        hosts.serve(mirror.address, wrong)
+        hosts.serve(mirror.address, wrong, Reply(length=False))
     result = hosts.fetch(tmp_path)
     assert read_data(tmp_path) == sample_files
     for mirror in ARCHIVES:
+        assert len(hosts.requests_for(mirror.address)) == 1  # an intact archive is complete
         reason = (
             "differs from the published files: val.txt" if mirror.digest else "val.txt differs from the published file"
         )

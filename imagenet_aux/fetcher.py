@@ -73,7 +73,7 @@ def fetch(
     FetchError
         If every source fails, or the files cannot be written.
     """
-    candidates = sources.resolve(os.fspath(source or ""), checksum or "", manifest)
+    candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
     try:
         return _fetch_first(candidates, sources.absolute_path(into), replace, manifest, _aborting(watch))
     except _Abort as abort:

@@ -420,6 +420,7 @@ SINGLE_FILE_REPLIES = {
     "503": (Reply(status=503, headers={"Retry-After": "0"}), Reply()),
     "chunked": (Reply(chunked=True),),
     "no length": (Reply(length=False),),
+    "cut, no length": (Reply(stop_at=100000, length=False), Reply()),
     "cut, no ranges": (Reply(stop_at=100000), Reply(ranges=False)),
     "cut, resumed at the wrong byte": (Reply(stop_at=100000), Reply(shift=5), Reply()),
     "Content-Encoding: gzip": (Reply(headers={"Content-Encoding": "gzip"}),),

@@ -27,9 +27,10 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
         raise FetchError(
             f"checksum: expected an MD5 (32 hex digits) or a SHA-256 (64 hex digits), got {shorten(repr(checksum))}"
         )
-    if source and found[0].files is not None:
+    archives = [archive._replace(digest=digest, is_custom=True) for archive in found if archive.files is None]
+    if not archives or (source and found[0].files is not None):
         raise FetchError(f"{found[0].address}: --checksum requires an archive, got individual files. Omit --checksum")
-    return [archive._replace(digest=digest, is_custom=True) for archive in found if archive.files is None]
+    return archives
 
 
 def _normalized(address: str) -> str:

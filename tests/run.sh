@@ -3,7 +3,7 @@
 #   bash tests/run.sh                     everything
 #   bash tests/run.sh ARGUMENTS           pytest alone, with these arguments, such as -k mirrors
 #   PYTHON=python3.8 bash tests/run.sh    with this Python; replaces a .venv of another version
-#   REQUESTS=2.28.1 bash tests/run.sh tests/test_connection.py    with this release of the requests library
+#   REQUESTS=2.28.1 bash tests/run.sh tests/test_{connection,mirrors}.py    with this release of the requests library
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 if [ -n "${REQUESTS:-}" ]; then

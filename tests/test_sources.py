@@ -144,6 +144,8 @@ def test_resolves_the_mirrors() -> None:
     for ordered in (mirrors, mirrors[::-1]):
         found = resolve("", "E" * 64, manifest._replace(mirrors=ordered))
         assert found == [archive._replace(digest="e" * 64, is_custom=True)]
+    with pytest.raises(FetchError, match="--checksum requires an archive"):
+        resolve("", "E" * 64, manifest._replace(mirrors=(single_files,)))
 
 
 def test_recognizes_an_uppercase_mirror_address() -> None:

@@ -157,7 +157,7 @@ class _Fetch(NamedTuple):
             except SourceError as error:
                 if name not in self.source.optional:
                     raise
-                _log.warning("%s: %s", self.source.address, error)
+                _log.warning("%s: %s", redact(self.source.address), error)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         required = [name for name in missing(files, self.manifest) if name not in self.source.optional]

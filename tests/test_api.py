@@ -110,6 +110,18 @@ def test_warnings_hide_the_passwords_of_mirrors(
     assert "secret" not in caplog.text
 
 
+def test_warnings_hide_the_password_with_an_optional_file(
+    server: Server, tmp_path: Path, sample_files: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = sample_files["val.txt"]
+    files = {"val.txt": server.serve("val.txt", data), "test.txt": server.url + "/missing"}
+    mirror = Source("http://user:secret@host", files=files, optional=("test.txt",))
+    digests = {"val.txt": digest(data), "test.txt": digest(b"")}
+    imagenet_aux.fetch(into=tmp_path / "data", manifest=Manifest(digests, (mirror,)))
+    assert "http://host: test.txt: the server responded 404" in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_fetch_reports_all_mirrors(manifest: Manifest, tmp_path: Path) -> None:
     broken = manifest._replace(mirrors=manifest.mirrors[:1] * 2)
     with pytest.raises(imagenet_aux.FetchError) as caught:

@@ -242,8 +242,10 @@ def test_show_reports_a_path_that_is_not_a_folder(work: Path) -> None:
     (work / "file").touch()
     for name in ("nowhere", "file"):
         result = run_command(work, "show", name)
+        with pytest.raises(OSError) as caught:
+            os.scandir(work / name)
         assert (result.returncode, result.stdout) == (1, "")
-        assert re.fullmatch(f"error: {name} cannot be read: .+\n", result.stderr)
+        assert result.stderr == f"error: {name} cannot be read: {caught.value.strerror}\n"
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import GeneratorType, SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator
 
 import pytest
@@ -651,6 +651,10 @@ def test_large_headers_use_less_than_100_mb(
     assert re.search("Exceeded 20 redirects" if size == 100 else "larger than 256 KiB", lines[-1])
 
 
+def is_exchange(thing: object) -> bool:
+    return isinstance(thing, GeneratorType) and thing.gi_code is exchange.exchange.__code__
+
+
 @pytest.mark.parametrize(
     "replies",
     [
@@ -673,10 +677,13 @@ def test_frees_responses_while_the_garbage_collector_is_off(
     try:
         with contextlib.suppress(SourceError):
             read(url)
-        left = [thing for thing in gc.get_objects() if isinstance(thing, (requests.Response, exchange._Adapter))]
+        objects = gc.get_objects()
+        left = [thing for thing in objects if isinstance(thing, requests.Response) or is_exchange(thing)]
+        adapters = [thing for thing in objects if isinstance(thing, exchange._Adapter)]
     finally:
         gc.enable()
-    assert len(left) <= 3  # from the last attempt; Python 3.8 also keeps the adapter before
+    assert len(left) <= 2  # from the last attempt
+    assert len(adapters) <= 2  # the last one and, on Python 3.8, the one before
 
 
 LONG = "x" * 60_000
@@ -775,8 +782,12 @@ def test_wait_excludes_suspended_time(server: Server, monkeypatch: pytest.Monkey
     """The clock continues while the process is suspended."""
     waits: list[float] = []
     opened = exchange.exchange(server.serve("a", BODY, Reply()), {}, waits.append)
+    next(opened)
+    while not opened.gi_frame.f_locals["items"].qsize():
+        time.sleep(0.01)
+    waits.clear()
     clock = itertools.count(0, 100)
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         next(opened)
-    assert set(waits) == {0.5}
+    assert waits == [0.5]

@@ -298,16 +298,22 @@ def fail_always(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.parametrize("fails", ["always", "once"])
 @pytest.mark.parametrize("is_staged", [True, False])
 def test_file_that_cannot_be_backed_up_is_kept(
-    is_staged: bool, work: Path, source: Path, old_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    is_staged: bool,
+    fails: str,
+    work: Path,
+    source: Path,
+    old_files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full disk may have no room for another directory entry."""
     data = write_files(work / "data", old_files)
     if not is_staged:
         (source / NAMES[0]).unlink()
     monkeypatch.setattr(os, "link", fail_always)
-    monkeypatch.setattr(os, "replace", fail_at(1, os.replace, errno.ENOSPC))
+    monkeypatch.setattr(os, "replace", fail_always if fails == "always" else fail_at(1, os.replace, errno.ENOSPC))
     with pytest.raises(FetchError, match="No space left on device"):
         fetch_into(data, source, replace=True)
     assert read_data(work) == old_files

@@ -16,10 +16,9 @@ from typing import Any, Iterable, NoReturn, TextIO
 
 from . import __version__
 from .errors import FetchError
-from .fetcher import fetch
+from .fetcher import fetch, target_folder
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
-from .sources import absolute_path
 from .streams import Stream
 from .verify import File, inspect_folder, missing
 
@@ -156,7 +155,7 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
 
     try:
         try:
-            folder = request["folder"] = absolute_path(args.into)
+            folder = request["folder"] = target_folder(args.into)
             result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         finally:
             progress.clear()

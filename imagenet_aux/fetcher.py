@@ -75,9 +75,16 @@ def fetch(
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
     try:
-        return _fetch_first(candidates, sources.absolute_path(into), replace, manifest, _aborting(watch))
+        return _fetch_first(candidates, target_folder(into), replace, manifest, _aborting(watch))
     except _Abort as abort:
         raise abort.args[0] from None
+
+
+def target_folder(into: str | os.PathLike[str]) -> str:
+    """Return the absolute path of the target folder."""
+    if not os.fspath(into):
+        raise FetchError("target: expected a folder, got an empty path")
+    return sources.absolute_path(into)
 
 
 class _Abort(BaseException):

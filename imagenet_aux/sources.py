@@ -56,8 +56,6 @@ def _user_source(source: str, manifest: Manifest) -> Source:
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
     """Return the absolute path, with ``~`` expanded."""
-    if not os.fspath(path):
-        raise FetchError("target: expected a folder, got an empty path")
     text = os.path.abspath(os.path.expanduser(os.fspath(path)))
     if "\0" in text:
         raise FetchError(f"{text}: expected a path, got a NUL character")

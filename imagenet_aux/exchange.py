@@ -96,9 +96,9 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
 
 @contextlib.contextmanager
 def _start_request(url: str, headers: dict[str, str]) -> Iterator[queue.Queue[Any]]:
-    """Send a request in a thread; yield the queue of what it receives. On exit, shut down the connection.
+    """Send a request in a thread, and yield the queue of received items. On exit, shut down the connection.
 
-    The requests library has no time limit for headers, so the caller waits for the thread.
+    The requests library has no time limit for headers, so the caller reads the queue with one.
     """
     adapter = _Adapter()
     items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)

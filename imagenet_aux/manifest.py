@@ -17,7 +17,8 @@ class Source(NamedTuple):
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
     files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
-    is_custom: bool = False  # if True, accept other files than the published ones, but no other archive than *digest*
+    # If True, accept files that differ from the published ones, but only from an archive that matches *digest*, if set.
+    is_custom: bool = False
 
 
 class Manifest(NamedTuple):

@@ -194,7 +194,7 @@ def _list_folder(folder: str) -> list[str]:
 
 
 def _remove_folder(folder: str) -> None:
-    """Remove a staging folder, if possible; on Windows, retry while another process is checking its lock."""
+    """Remove a staging folder, if possible; retry, since on Windows another process may be checking its lock."""
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)

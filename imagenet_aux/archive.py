@@ -27,8 +27,8 @@ _Member = Tuple[str, int, Iterator[bytes]]
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 10_000
-_MIN_MEMBER_BYTES = 1 << 16  # buffered before a gzip member starts, because isal cannot parse a split header
-_CHUNK_BYTES = 1 << 18
+_MIN_INPUT_BYTES = 1 << 16  # for one call of the decompressor; also because isal cannot parse a split gzip header
+_MAX_OUTPUT_BYTES = 1 << 20
 
 _GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -64,7 +64,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Membe
     seen: set[str] = set()
     is_after_pax = False
     for entry in itertools.count(1):
-        if tar.is_at_end() and not is_after_pax:
+        if tar.is_at_end() and not is_after_pax:  # after a pax header, read() reports the truncation
             return
         block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
@@ -125,24 +125,29 @@ class _TrailingBytes(ContentError):
 
 
 def _decompress(chunks: Iterator[bytes], worker: ThreadPoolExecutor) -> Iterator[bytes]:
-    """Yield decompressed chunks; the worker decompresses the next one while the caller uses the current one."""
+    """Yield decompressed chunks; the worker decompresses one while the caller uses the last and reads the next."""
     data = output = b""
+    chunk: bytes | None = None  # the next chunk: None until it is read, empty at the end
     gzip_members = size = 0
     decompressor: Any = None  # of the current gzip member
-    for chunk in itertools.chain(chunks, [b""]):  # the empty chunk marks the end
-        data += chunk
-        while data:  # while output is pending, a decompressor does not consume the whole gzip trailer
+    while data or chunk != b"":  # a decompressor with pending output leaves part of the gzip trailer in the data
+        if gzip_members and not decompressor:
+            data = data.lstrip(b"\0")  # padding
+        if len(data) < _MIN_INPUT_BYTES and chunk is None:
+            yield output
+            output, chunk = b"", next(chunks, b"")
+        elif len(data) < _MIN_INPUT_BYTES and chunk:
+            data, chunk = data + chunk, None
+        elif data:
             if not decompressor:
-                if gzip_members:
-                    data = data.lstrip(b"\0")  # padding
-                if len(data) < (_MIN_MEMBER_BYTES if chunk else 1):
-                    break
                 yield output
                 output = b""
                 decompressor = _start_member(data, gzip_members)
                 gzip_members += 1
-            following = worker.submit(decompressor.decompress, data, _CHUNK_BYTES)
+            following = worker.submit(decompressor.decompress, data, _MAX_OUTPUT_BYTES)
             yield output
+            if chunk is None:
+                chunk = next(chunks, b"")
             try:
                 output = following.result()
             except zlib.error as error:  # type: ignore[misc]
@@ -210,7 +215,7 @@ def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
     """Return a regular file's base name, or an empty string for a folder; reject other types and unsafe names."""
     name = header.name
     parts = name.split("/")
-    if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or name[:1] in ("", "/"):
+    if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or not name or name[0] == "/":
         raise ContentError(f"unsafe entry name {_quote(name)}")
     if header.type == tarfile.DIRTYPE:
         folders, plain = parts, ""

@@ -18,8 +18,8 @@ import urllib3.exceptions
 from .errors import SourceError, shorten
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
-_CHUNK_BYTES = 1 << 18
-_MAX_CHUNKS = 8  # buffered for the caller
+_CHUNK_BYTES = 1 << 19
+_MAX_CHUNKS = 4  # buffered for the caller
 _MAX_HEADER_BYTES = 1 << 18  # in total for all responses in a redirect chain
 _MAX_REDIRECTS = 20
 _JOIN_SECONDS = 5.0
@@ -27,8 +27,8 @@ _THREAD_NAME = "imagenet_aux download"
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 5.0  # for each address of a host
-STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each MIN_CHUNK_BYTES of the body
-MIN_CHUNK_BYTES = 4096
+STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each STALL_BYTES of the body
+STALL_BYTES = 4096
 
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
 # The requests library does not wrap all urllib3, http.client and OS errors, so catch those too.
@@ -66,7 +66,7 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
     of each wait, in seconds. Time that the process spends suspended does not count.
     """
     has_response = False
-    recent_bytes, waited = 0, 0.0  # since the start, the response, or the last MIN_CHUNK_BYTES
+    recent_bytes, waited = 0, 0.0  # since the start, the response, or the last STALL_BYTES
     with _start_request(url, headers) as items:
         while waited < STALL_SECONDS:
             started = time.monotonic()
@@ -80,13 +80,13 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
             on_wait(seconds)
             if item is None:
                 return
-            if item == b"":
+            if item == b"":  # nothing arrived: chunks are never empty
                 continue
             if isinstance(item, BaseException):
                 raise item
             if has_response:
                 recent_bytes += len(item)
-            if not has_response or recent_bytes >= MIN_CHUNK_BYTES:
+            if not has_response or recent_bytes >= STALL_BYTES:
                 has_response, recent_bytes, waited = True, 0, 0.0
             yield item
     if has_response:

@@ -836,7 +836,7 @@ def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
 
 def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 18) -> list[tuple[str, bytes]] | None:
     """Read all members, or return None if the archive is rejected; other exceptions propagate."""
-    with mock.patch.object(unpacker, "zlib", zlib_module), mock.patch.object(unpacker, "_CHUNK_BYTES", chunk_size):
+    with mock.patch.object(unpacker, "zlib", zlib_module), mock.patch.object(unpacker, "_MAX_OUTPUT_BYTES", chunk_size):
         try:
             return read_members(chunks)
         except ContentError as error:
@@ -850,10 +850,9 @@ def test_trailing_bytes_without_end_of_archive_may_be_a_truncated_transfer() -> 
     assert caught.value.may_be_incomplete
 
 
-def test_decompresses_the_next_chunk_while_one_is_used() -> None:
-    """The second call of the decompressor and the user of the first chunk wait for each other."""
+def zlib_that_calls(at_call: int, action: Callable[[], object]) -> SimpleNamespace:
+    """Return a zlib module that calls *action* before it decompresses for the n-th time."""
     calls = itertools.count(1)
-    both = threading.Barrier(2)
 
     class Decompressor:
         def __init__(self, bits: int) -> None:
@@ -863,16 +862,35 @@ def test_decompresses_the_next_chunk_while_one_is_used() -> None:
             return getattr(self._real, name)
 
         def decompress(self, data: bytes, size: int) -> bytes:
-            if next(calls) == 2:
-                both.wait(20)
+            if next(calls) == at_call:
+                action()
             return self._real.decompress(data, size)
 
-    module = SimpleNamespace(decompressobj=Decompressor, error=zlib.error)
-    with mock.patch.object(unpacker, "zlib", module):
+    return SimpleNamespace(decompressobj=Decompressor, error=zlib.error)
+
+
+def test_decompresses_the_next_chunk_while_one_is_used() -> None:
+    """The second call of the decompressor and the user of the first chunk wait for each other."""
+    both = threading.Barrier(2, timeout=20)
+    with mock.patch.object(unpacker, "zlib", zlib_that_calls(2, both.wait)):
         for _, _, content in unpacker.members([gzip.compress(tar_entry("val.txt", bytes(MIB)) + END)], WANTED):
             size = len(next(content))
-            both.wait(20)
+            both.wait()
             assert size + sum(map(len, content)) == MIB
+
+
+def test_reads_the_next_chunk_while_one_is_decompressed() -> None:
+    """The first call of the decompressor and the source of the second chunk wait for each other."""
+    both = threading.Barrier(2, timeout=20)
+
+    def chunks() -> Iterator[bytes]:
+        archive = gzip.compress(tar_entry("val.txt", bytes(MIB)) + END, 0)
+        yield archive[:MIB]
+        both.wait()
+        yield archive[MIB:]
+
+    with mock.patch.object(unpacker, "zlib", zlib_that_calls(1, both.wait)):
+        assert read_members(chunks()) == [("val.txt", bytes(MIB))]
 
 
 def read_with_tarfile(tar: bytes) -> list[tuple[str, bytes]]:

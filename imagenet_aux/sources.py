@@ -73,8 +73,8 @@ def _local_path(source: str) -> str:
         raise FetchError(f"{source}: expected an http, https or file URL, or the path of an archive or folder")
     from urllib.request import url2pathname  # slow to import and rarely needed
 
-    host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest.lstrip("/"))
-    if host not in ("", "localhost"):
+    host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest[1:])
+    if host not in ("", "localhost") or not rest.startswith("/"):
         raise FetchError(f"{source}: expected a local file URL, such as file:///path")
     try:
         return absolute_path(url2pathname("/" + path))

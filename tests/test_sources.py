@@ -115,12 +115,13 @@ def test_rejects_other_schemes(url: str) -> None:
         resolve_one(url)
 
 
-def test_rejects_a_file_url_with_another_host() -> None:
-    with pytest.raises(FetchError, match="expected a local file URL, such as file:///path"):
-        resolve_one("file://host/a.tar.gz")
+@pytest.mark.parametrize("url", ["file://host/a.tar.gz", "file:a.tar.gz", "file:./a.tar.gz", "file:"])
+def test_rejects_a_file_url_without_a_local_absolute_path(url: str) -> None:
+    with pytest.raises(FetchError, match=f"^{url}: expected a local file URL, such as file:///path$"):
+        resolve_one(url)
 
 
-@pytest.mark.parametrize("source", ["a\0b", "file:///a%00b", "file:a%00b"])
+@pytest.mark.parametrize("source", ["a\0b", "file:///a%00b", "file:/a%00b"])
 def test_rejects_a_nul_character(source: str) -> None:
     with pytest.raises(FetchError, match=r"^[^\0]*a\\x00b: expected a path, got a NUL character$"):
         resolve_one(source)

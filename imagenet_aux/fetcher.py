@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import Iterable, NamedTuple
+from typing import Iterable, Mapping, NamedTuple
 
-from . import archive, sources, streams
+from . import archive, sources
 from .errors import ContentError, FetchError, SourceError, redact
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest, Source
 from .staging import Staging, staging_folder
-from .streams import Stream, Watch
+from .streams import LocalFile, Stream, Watch, is_http, limit_size, tee
 from .verify import File, digest_name, inspect_chunks, inspect_file, missing, new_hash
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def fetch(
     Parameters
     ----------
     source : str or path, optional
-        The only source: an http, https or file URL, or the path of an archive or of a folder containing the files.
+        The only source: an http, https or file URL, or the path of an archive or of a folder containing the files. The
+        address of a built-in mirror selects the mirror that is tried first.
     into : str or path, optional
         The target folder.
     checksum : str, optional
@@ -144,7 +145,10 @@ def _require_rate(watch: Watch) -> Watch:
 
 
 class _Fetch(NamedTuple):
-    """A fetch from one source into a staging folder."""
+    """A fetch from one source into a staging folder.
+
+    A user-supplied source must match its digest, if it has one. A mirror must match its digest, or each file its own.
+    """
 
     source: Source
     staging: Staging
@@ -154,17 +158,10 @@ class _Fetch(NamedTuple):
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
-        files: list[File] = []
         if self.source.files is None:
             files = self._open(self.source.address).deliver(self._unpack)
-        for name, location in (self.source.files or {}).items():
-            left = MAX_BYTES - sum(file.size for file in files)
-            try:
-                files.append(self._receive(name, location, left))
-            except SourceError as error:
-                if name not in self.source.optional:
-                    raise
-                _log.warning("%s: %s", redact(self.source.address), error)
+        else:
+            files = self._receive_all(self.source.files)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         required = [name for name in missing(files, self.manifest) if name not in self.source.optional]
@@ -173,38 +170,59 @@ class _Fetch(NamedTuple):
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
 
     def _open(self, location: str) -> Stream:
-        return streams.open_stream(location, self.watch if self.may_be_slow else _require_rate(self.watch))
+        """Open a URL or a path."""
+        watch = self.watch if self.may_be_slow else _require_rate(self.watch)
+        if not is_http(location):
+            return LocalFile(location, watch)
+        try:
+            from .download import Download  # imports requests, which local files do not need
+        except ImportError as error:
+            raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
+        return Download(location, watch)
 
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
         """Stage the files in an archive, and verify them by the archive's digest or their own."""
         digest = self.source.digest
         hasher = new_hash(digest) if digest else None
-        received = streams.reject_html(chunks)
         if hasher:
-            received = streams.tee(received, hasher.update)
-        with contextlib.closing(archive.members(received, self.manifest.files)) as members:
+            chunks = tee(chunks, hasher.update)
+        with contextlib.closing(archive.members(chunks, self.manifest.files)) as members:
             files = [self._write(*member) for member in members]
-        if hasher and hasher.hexdigest() == digest:
-            files = [file._replace(verified=True) for file in files]
-        elif hasher and self.source.is_custom:
+        if not hasher:
+            return files
+        if hasher.hexdigest() == digest:
+            return [file._replace(verified=True) for file in files]
+        if self.source.is_custom:
             raise ContentError(
                 f"{digest_name(digest)} mismatch: expected {digest}, got {hasher.hexdigest()}. "
                 "Check the value, or download the archive again",
                 may_be_incomplete=True,
             )
         differing = [file.name for file in files if not file.verified]
-        if differing and not self.source.is_custom:
+        if differing:
             raise ContentError(f"differs from the published files: {', '.join(differing)}")
         return files
 
+    def _receive_all(self, locations: Mapping[str, str]) -> list[File]:
+        """Stage the files that the source serves individually."""
+        files: list[File] = []
+        for name, location in locations.items():
+            left = MAX_BYTES - sum(file.size for file in files)
+            try:
+                files.append(self._receive(name, location, left))
+            except SourceError as error:
+                if name not in self.source.optional:
+                    raise
+                _log.warning("%s: %s", redact(self.source.address), error)
+        return files
+
     def _receive(self, name: str, location: str, left: int) -> File:
-        """Stage a file that the source serves individually; it may have at most *left* bytes."""
+        """Stage one of these files; it may have at most *left* bytes."""
         stream = self._open(location)
 
         def consume(chunks: Iterable[bytes]) -> File:
-            received = streams.reject_html(chunks)  # reads the first chunk, after which stream.size is set
             too_large = SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-            return self._write(name, stream.size, streams.limit_size(received, too_large, left))
+            return self._write(name, stream.size, limit_size(chunks, too_large, left))
 
         try:
             return stream.deliver(consume)
@@ -216,9 +234,10 @@ class _Fetch(NamedTuple):
         # If the archive must match, its digest is enough: hashing the files too would add a tenth to the time.
         expected = "" if self.source.is_custom and self.source.digest else self.manifest.files[name]
         with self.staging.create(name) as file:
-            result = inspect_chunks(name, streams.tee(chunks, file.write), expected, size or 0)
-        if size is None:  # a git blob id depends on the size, so hash the file again
-            result = inspect_file(self.staging.path(name), self.manifest)
+            result = inspect_chunks(name, tee(chunks, file.write), expected, size or 0)
+            if size is None:  # a git blob id depends on the size, so hash the file again
+                file.flush()
+                result = inspect_file(self.staging.path(name), self.manifest)
         if not (result.verified or self.source.is_custom or self.source.digest):
             raise ContentError(f"{name} differs from the published file", may_be_incomplete=size is None)
         return result

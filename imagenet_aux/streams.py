@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
-from .errors import ContentError, FetchError, SourceError
+from .errors import ContentError, SourceError
 from .manifest import MAX_BYTES
 
 _CHUNK_BYTES = 1 << 18
@@ -30,9 +30,13 @@ class Stream:
         self.waited = 0.0  # seconds spent waiting for the host
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``. A subclass may retry: it then calls *consume* again, from the first byte."""
+        """Return ``consume(chunks)``, called when the first chunk has arrived and *size* is known.
+
+        Raise `ContentError` if the stream is HTML. A subclass may retry: it then calls *consume* again, from the first
+        byte.
+        """
         with contextlib.closing(iter(self)) as chunks:  # do not wait for garbage collection to close the file
-            return consume(chunks)
+            return consume(reject_html(chunks))
 
     def __iter__(self) -> Generator[bytes, None, None]:
         raise NotImplementedError
@@ -60,17 +64,6 @@ class LocalFile(Stream):
                     yield chunk
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}") from None
-
-
-def open_stream(location: str, watch: Watch) -> Stream:
-    """Open a URL or a path."""
-    if not is_http(location):
-        return LocalFile(location, watch)
-    try:
-        from .download import Download  # imports requests, which local files do not need
-    except ImportError as error:
-        raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
-    return Download(location, watch)
 
 
 def is_http(location: str) -> bool:
@@ -101,7 +94,7 @@ def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
     start = b""
     for chunk in iterator:
         start += chunk
-        if start.strip(_IGNORABLE_PREFIX) or len(start) > _MAX_PREFIX_BYTES:
+        if start.lstrip(_IGNORABLE_PREFIX) or len(start) > _MAX_PREFIX_BYTES:
             break
     if start.lstrip(_IGNORABLE_PREFIX).startswith(b"<"):
         raise ContentError("HTML or XML instead of the file: the link may have expired, or may require a login")

@@ -19,7 +19,6 @@ from proxy import Proxy
 from server import Reply, Server
 
 import imagenet_aux
-from imagenet_aux import streams
 from imagenet_aux.errors import FetchError, SourceError
 from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Source
 from imagenet_aux.streams import Stream, Watch
@@ -190,14 +189,14 @@ def test_tries_the_requested_mirror_first(
 
 
 def test_only_the_last_mirror_may_be_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_stream(location: str, watch: Watch) -> Stream:
+    def download(url: str, watch: Watch) -> Stream:
         stream = Stream("slow", watch)
         watch(stream)
         stream.waited = 3600.0
         watch(stream)
         raise SourceError("the last one")
 
-    monkeypatch.setattr(streams, "open_stream", open_stream)
+    monkeypatch.setattr("imagenet_aux.download.Download", download)
     with pytest.raises(FetchError, match="none of the") as info:
         imagenet_aux.fetch(into=str(tmp_path / "data"))
     reasons = [line.split(": ")[1] for line in str(info.value).splitlines()[1:]]

@@ -48,7 +48,7 @@ def run() -> NoReturn:
     gc.disable()  # garbage collection takes a tenth of a fetch's time and frees little in such a short process
     sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
     code = main()
-    gc.freeze()
+    gc.freeze()  # skip the collection on exit
     sys.exit(code)
 
 
@@ -154,11 +154,8 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
         progress(stream)
 
     try:
-        try:
-            folder = request["folder"] = target_folder(args.into)
-            result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
-        finally:
-            progress.clear()
+        folder = request["folder"] = target_folder(args.into)
+        result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
     except KeyboardInterrupt:
         code, text = _interruption(received[0] if received else signal.SIGINT)
         return code, {**request, "error": text}
@@ -169,6 +166,8 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
             progress.write(traceback.format_exc())
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         return 1, {**request, "error": str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))}
+    finally:
+        progress.clear()
     print(_table(result.files, "verified") + f"in {folder}", flush=True)
     names = [file.name for file in result.files]
     return 0, {**request, "source": result.source, "verified": result.verified, "files": names}

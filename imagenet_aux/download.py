@@ -52,7 +52,7 @@ class Download(Stream):
             while True:
                 try:
                     return super().deliver(consume)
-                except _RestartRequired as error:
+                except _RestartRequired as error:  # if a response with the whole file is open, `_body` uses it
                     _log.warning("%s: %s. Restarting the download", self.label, error)
                 except ContentError as error:
                     if not (self._is_resumed or (self.size is None and error.may_be_incomplete)):

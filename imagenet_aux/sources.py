@@ -19,7 +19,7 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
     if source and not first:
         found = [_user_source(source, manifest)]
     else:
-        found = sorted(manifest.mirrors, key=lambda mirror: mirror is not first)
+        found = sorted(manifest.mirrors, key=lambda mirror: mirror is not first)  # keeps the order of the others
     if not checksum:
         return found
     digest = checksum.lower()

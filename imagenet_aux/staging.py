@@ -28,6 +28,7 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _READER_SECONDS = 5.0
 _REMOVAL_SECONDS = 1.0
+_RETRY_SECONDS = 0.02
 # Raised on Windows while another program has the file open, or is removing it.
 _IN_USE: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
 # Raised while another process is removing the lock file, or a folder that it created.
@@ -91,7 +92,7 @@ class Staging(NamedTuple):
                     if replace or name in names:
                         rollback.callback(self._restore, name, name in names)
                         self._swap(name, name in names)
-                rollback.pop_all()
+                rollback.pop_all()  # everything is published
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
         """Raise `FetchError` if the target contains files that must not be replaced."""
@@ -176,7 +177,7 @@ def _remove_abandoned(target: str, has_locks: bool) -> None:
 def _new_folders(target: str) -> list[str]:
     """Return the folders to remove if nothing is published, parents first: those that do not exist yet.
 
-    If the target contains only other calls' staging folders, one of those calls created it, so it is included.
+    If the target contains only other calls' staging folders, one of those calls probably created it, so it is included.
     """
     with contextlib.suppress(FileNotFoundError):
         names = _list_folder(target)
@@ -195,14 +196,11 @@ def _list_folder(folder: str) -> list[str]:
 
 def _remove_folder(folder: str) -> None:
     """Remove a staging folder, if possible; retry, since on Windows another process may be checking its lock."""
-
-    def remove() -> None:
+    give_up = time.monotonic() + _REMOVAL_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while os.path.lexists(folder) and time.monotonic() < give_up:
+        time.sleep(_RETRY_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
-        if os.path.lexists(folder):
-            raise FileExistsError
-
-    with contextlib.suppress(FileExistsError):
-        _retry(remove, (FileExistsError,), _REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:
@@ -247,7 +245,7 @@ def _wait_for_lock(file: IO[bytes]) -> bool:
     try:
         _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS)
     except BlockingIOError:
-        text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s"
+        text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s. Try again later"
         raise FetchError(text) from None
     except OSError:
         return False
@@ -299,7 +297,7 @@ def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: 
         except errors:
             if time.monotonic() > give_up:
                 raise
-        time.sleep(0.02)
+        time.sleep(_RETRY_SECONDS)
 
 
 @contextlib.contextmanager

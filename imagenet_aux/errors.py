@@ -5,6 +5,12 @@ from __future__ import annotations
 import re
 
 _MAX_QUOTED = 200
+_CREDENTIALS = re.compile(
+    r"(?<!\w)//("
+    r"[^/?#\s]*"
+    r"|[^/?#\s@]*:(?!\d*[/?#])\S*"  # a password with an unencoded /, ? or #, but not a port
+    r")@"
+)
 
 
 class FetchError(Exception):
@@ -39,4 +45,4 @@ def shorten(value: object) -> str:
 
 def redact(text: str) -> str:
     """Remove user names and passwords from any URLs in the text, even if a password is not percent-encoded."""
-    return re.sub(r"(?<!\w)//([^/?#\s]*|[^/?#\s@]*:(?!\d*[/?#])\S*)@", "//", text)
+    return _CREDENTIALS.sub("//", text)

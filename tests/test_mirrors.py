@@ -413,6 +413,16 @@ def test_retries_an_optional_file(faults: int, hosts: Hosts, tmp_path: Path, sam
         assert len(hosts.requests_for(url)) == requests, file
 
 
+def test_single_files_of_any_size_may_have_no_length(
+    hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    for name, url in SINGLE_FILES.files.items():
+        hosts.serve(url, sample_files[name], Reply(length=False))
+    hosts.fetch(tmp_path, SINGLE_FILES.address)
+    assert read_data(tmp_path) == sample_files
+    assert hosts.requested == [host(SINGLE_FILES.address)]
+
+
 SINGLE_FILE_REPLIES = {
     "cut": (Reply(stop_at=100000), Reply()),
     "reset": (Reply(stop_at=100000, then="reset"), Reply()),

@@ -82,6 +82,20 @@ def test_fetch_with_a_checksum(tmp_path: Path, archive: bytes) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_fetch_in_a_thread_continues_after_the_main_thread(tmp_path: Path, server: Server, archive: bytes) -> None:
+    program = (
+        "import imagenet_aux, sys, threading\n"
+        "def work():\n"
+        "    threading.main_thread().join()\n"
+        "    print(imagenet_aux.fetch(sys.argv[1]).folder)\n"
+        "threading.Thread(target=work).start()\n"
+    )
+    command = [sys.executable, "-c", program, server.serve("a.tar.gz", archive)]
+    env = clean_env(PYTHONPATH=str(ROOT), **NO_COVERAGE)
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.stdout == f"{tmp_path / 'data'}\n", result.stderr
+
+
 def test_fetch_replaces_other_files_only_if_allowed(source: Path, tmp_path: Path) -> None:
     data = write_files(tmp_path / "data", {"val.txt": b"mine"})
     with pytest.raises(imagenet_aux.FetchError, match=r"val\.txt.* pass --replace"):

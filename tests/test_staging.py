@@ -505,7 +505,7 @@ def test_full_disk_is_not_retried_on_other_mirrors(small_disk: Path, server: Ser
     with pytest.raises(FetchError, match=r"cannot write .*/data: No space left on device") as caught:
         fetch(into=str(small_disk / "data"), manifest=serve_mirrors(server, archive))
     # The unpacker's thread has ended, although the exception still references the unpacker.
-    assert not [thread for thread in threading.enumerate() if "Executor" in thread.name], caught
+    assert not [thread for thread in threading.enumerate() if "decompress" in thread.name], caught
     assert [path for _, path, _ in server.requests] == ["/a.tar.gz"]
     assert os.listdir(small_disk) == []
 

@@ -8,7 +8,7 @@ _MAX_QUOTED = 200
 _CREDENTIALS = re.compile(
     r"(?<!\w)//("
     r"[^/?#\s]*"
-    r"|[^/?#\s@]*:(?!\d*[/?#])\S*"  # a password with an unencoded /, ? or #, but not a port
+    r"|[^/?#\s@\[]*:(?!\d*[/?#])\S*"  # a password with an unencoded /, ? or #, but not a port or an IPv6 address
     r")@"
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import queue
+import re
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ import requests
 import requests.adapters
 import urllib3.exceptions
 
-from .errors import SourceError, shorten
+from .errors import SourceError, redact, shorten
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK_BYTES = 1 << 19
@@ -41,7 +42,7 @@ _ERROR_TEXTS = (
     (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
     (http.client.HTTPException, "the response from {host} is not HTTP: {cause}"),
     ((requests.ConnectionError, requests.Timeout), "no response from {host}: {cause}"),
-    (ValueError, "invalid URL or redirect: {error}"),
+    (ValueError, "invalid URL, redirect or proxy: {error}"),
     (requests.TooManyRedirects, "{cause}"),
     (Exception, "the connection broke: {cause}"),
 )
@@ -141,7 +142,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def cert_verify(self, conn: Any, *args: Any, **kwargs: Any) -> None:
         """Track the sockets of a connection pool, which the requests library passes here before it sends a request."""
-        super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        try:
+            super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            raise requests.exceptions.SSLError(str(error)) from None  # the file in REQUESTS_CA_BUNDLE does not exist
         adapter = self
 
         class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
@@ -213,7 +217,10 @@ def _describe(error: Exception, url: str) -> str:
     request = getattr(error, "request", None)  # the last request in a redirect chain
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
     host = host_name(url if request is None else request.url)
-    return text.format(host=host, cause=shorten(cause), error=shorten(error))
+    detail = shorten(error)
+    if redact(url) != url and "@" not in re.split(r"[/?#\\]", url)[2]:  # the library takes the password for a port
+        detail = "percent-encode special characters in the user name and password"
+    return text.format(host=host, cause=shorten(cause), error=detail)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

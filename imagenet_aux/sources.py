@@ -42,7 +42,7 @@ def _normalized(address: str) -> str:
 
 def _user_source(source: str, manifest: Manifest) -> Source:
     if is_http(source):
-        return Source(source, is_custom=True)
+        return Source(source.replace(" ", "%20"), is_custom=True)
     path = _local_path(source)
     try:
         present = os.listdir(path)
@@ -74,7 +74,7 @@ def _local_path(source: str) -> str:
     from urllib.request import url2pathname  # slow to import and rarely needed
 
     host, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest[1:])
-    if host not in ("", "localhost") or not rest.startswith("/"):
+    if host.lower() not in ("", "localhost") or not rest.startswith("/"):
         raise FetchError(f"{source}: expected a local file URL, such as file:///path")
     try:
         return absolute_path(url2pathname("/" + path))

@@ -321,7 +321,7 @@ def test_oversized_folder_is_rejected(work: Path, tmp_path: Path) -> None:
     assert os.listdir(work) == []
 
 
-@pytest.mark.parametrize("credentials", ["me:secret", "me:a@secret", "me:secret@b"])
+@pytest.mark.parametrize("credentials", ["me:secret", "me:a@secret", "me:secret@b", "me:a secret"])
 def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive).replace("//", f"//{credentials}@")
     result = run_command(work, "fetch", url, "--result=result.json")
@@ -340,12 +340,27 @@ def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Se
         "file://me:secret@host/a",
         "http://me:x#secret@host/a",
         "http://me:x/secret@host/a",
+        "http://me:secret/x@host/a",
+        "http://me:secret?x@host/a",
+        "http://me:secret#x@host/a",
+        "http://me:secret\\x@host/a",
+        "http://me:my secret@127.0.0.1:99999/x",
     ],
 )
 def test_password_in_an_invalid_url_is_not_shown(url: str, work: Path) -> None:
     result = run_command(work, "fetch", url)
     assert result.returncode == 1 and "error: " in result.stderr
     assert "secret" not in result.stdout + result.stderr
+
+
+def test_at_sign_after_an_ipv6_address_is_not_a_password(work: Path) -> None:
+    result = run_command(work, "fetch", "http://[::1]:1/v@2/a.tar.gz")
+    assert "error: http://[::1]:1/v@2/a.tar.gz: no response from ::1: " in result.stderr
+
+
+def test_missing_certificates_are_reported(work: Path) -> None:
+    result = run_command(work, "fetch", "https://127.0.0.1:1/a", REQUESTS_CA_BUNDLE="/missing.pem")
+    assert re.search("error: .*: TLS error for 127.0.0.1: .*/missing.pem", result.stderr)
 
 
 def test_missing_requests_library_is_reported(work: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_resolves_a_path_in_the_home_folder(archive_path: Path, monkeypatch: pyt
     assert resolve_one(f"~/{archive_path.name}") == path_source(archive_path)
 
 
-@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file:", "FILE://", "FILE:"])
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "file://LOCALHOST", "file:", "FILE://", "FILE:"])
 def test_resolves_a_file_url(prefix: str, archive_path: Path) -> None:
     url = archive_path.as_uri().replace("file://", prefix)
     assert resolve_one(url) == path_source(archive_path)

@@ -200,9 +200,9 @@ def _write_atomically(path: str, text: str) -> None:
         with open(path, "w", encoding="utf-8") as file:  # do not replace links or devices, such as /dev/stdout
             file.write(text)
         return
-    part = path + ".part"
+    part = f"{path}.{os.urandom(4).hex()}.part"
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with open(part, "x", encoding="utf-8") as file:
             file.write(text)
         os.replace(part, path)
     except OSError:

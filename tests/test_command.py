@@ -126,6 +126,7 @@ def test_accepts_a_quoted_folder_with_a_trailing_backslash(
 @pytest.mark.parametrize("verified", [False, True])
 def test_result_file_of_a_successful_fetch(verified: bool, work: Path, archive: bytes) -> None:
     (work / "a.tar.gz").write_bytes(archive)
+    (work / "result.json.part").write_text("mine")
     checksum = hashlib.md5(archive).hexdigest() if verified else ""
     result = run_command(work, "fetch", "a.tar.gz", "--checksum", checksum, "--result", "result.json")
     assert result.returncode == 0
@@ -136,7 +137,8 @@ def test_result_file_of_a_successful_fetch(verified: bool, work: Path, archive: 
         "verified": verified,
         "files": NAMES,
     }
-    assert sorted(os.listdir(work)) == ["a.tar.gz", "data", "result.json"]
+    assert sorted(os.listdir(work)) == ["a.tar.gz", "data", "result.json", "result.json.part"]
+    assert (work / "result.json.part").read_text() == "mine"
 
 
 def test_result_file_of_a_failed_fetch(work: Path) -> None:

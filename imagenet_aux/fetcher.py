@@ -104,13 +104,19 @@ def _aborting(watch: Watch) -> Watch:
 
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
+    lock = Stream("another process", watch)  # watched like a transfer, so that a signal ends the wait
+
+    def on_wait(seconds: float) -> None:
+        lock.waited += seconds
+        watch(lock)
+
     failures: list[str] = []
     for candidate in candidates:
         address = redact(candidate.address)
         _log.info("trying %s", address)
         may_be_slow = candidate is candidates[-1]
         try:
-            with staging_folder(folder) as staging:
+            with staging_folder(folder, on_wait) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, may_be_slow).stage()
                 _warn(failures, files, manifest)
                 staging.publish([file.name for file in files], manifest, replace)

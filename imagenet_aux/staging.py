@@ -37,11 +37,12 @@ _BEING_REMOVED: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError,
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
 T = TypeVar("T")
+OnWait = Callable[[float], None]  # receives the duration of a wait in seconds; its exceptions end the wait
 
 
 @contextlib.contextmanager
-def staging_folder(target: str) -> Iterator[Staging]:
-    """Create a staging folder inside the target, and remove it on exit.
+def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
+    """Create a staging folder inside the target, and remove it on exit. Call *on_wait* while another process locks it.
 
     Also remove the staging folders of killed processes: on this host if their lock is free, and on other hosts after a
     day, because some network file systems keep locks local to each host.
@@ -53,9 +54,9 @@ def staging_folder(target: str) -> Iterator[Staging]:
                 raise FetchError(f"cannot write {target}: expected a folder, got a file")
             for folder in _new_folders(target):
                 stack.callback(_remove_if_empty, folder)
-            staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"))
+            staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"), on_wait)
             stack.callback(_remove_folder, staging.folder)
-            with _exclusive(target) as has_locks:
+            with _exclusive(target, on_wait) as has_locks:
                 _remove_abandoned(target, has_locks)
                 os.mkdir(staging.folder, _MODE)
                 lock = stack.enter_context(open(staging.path(_LOCK_NAME), "wb"))  # held until exit
@@ -69,6 +70,7 @@ class Staging(NamedTuple):
 
     target: str
     folder: str
+    on_wait: OnWait
 
     def path(self, name: str) -> str:
         """Return the path of a staged file."""
@@ -85,7 +87,7 @@ class Staging(NamedTuple):
 
         If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
         """
-        with _wrap_os_errors(self.target), _exclusive(self.target):
+        with _wrap_os_errors(self.target), _exclusive(self.target, self.on_wait):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
                 for name in manifest.files:
@@ -209,12 +211,12 @@ def _remove_if_empty(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(target: str) -> Iterator[bool]:
+def _exclusive(target: str, on_wait: OnWait) -> Iterator[bool]:
     """Hold the target's lock file and remove it on exit; yield False if the file system does not support locks."""
     path = os.path.join(target, _PREFIX + _LOCK_NAME)
     while True:
         with _retry(lambda: _open_lock_file(path), _BEING_REMOVED, _REMOVAL_SECONDS) as file:
-            has_lock = _wait_for_lock(file)
+            has_lock = _wait_for_lock(file, on_wait)
             if has_lock and not _is_same_file(file, path):
                 continue  # the previous holder removed the file after it was opened here: lock the new one
             try:
@@ -240,10 +242,10 @@ def _open_lock_file(path: str) -> IO[bytes]:
     return file
 
 
-def _wait_for_lock(file: IO[bytes]) -> bool:
+def _wait_for_lock(file: IO[bytes], on_wait: OnWait) -> bool:
     """Wait for the lock on an open file; return False if the file system does not support locks."""
     try:
-        _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS)
+        _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS, on_wait)
     except BlockingIOError:
         text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s. Try again later"
         raise FetchError(text) from None
@@ -288,7 +290,12 @@ def _is_abandoned(folder: str, is_local: bool) -> bool:
         return False
 
 
-def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: float) -> T:
+def _retry(
+    action: Callable[[], T],
+    errors: tuple[type[OSError], ...],
+    seconds: float,
+    on_wait: OnWait = lambda seconds: None,
+) -> T:
     """Return the result of *action*; repeat it for *seconds* while it raises one of the errors."""
     give_up = time.monotonic() + seconds
     while True:
@@ -298,6 +305,7 @@ def _retry(action: Callable[[], T], errors: tuple[type[OSError], ...], seconds: 
             if time.monotonic() > give_up:
                 raise
         time.sleep(_RETRY_SECONDS)
+        on_wait(_RETRY_SECONDS)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Callable
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
 from command import read_data, run_at_start, run_command, start_command, write_files
-from server import Reply, Server
+from server import Reply, Server, slow_reply
 
 # On Windows, a process cannot handle its termination.
 STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
@@ -76,6 +77,31 @@ def test_kill_during_download_keeps_the_old_files(
     assert run_command(work, "fetch", url, "--replace").returncode == 0
     assert read_data(work) == sample_files
     assert os.listdir(work) == ["data"]
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows processes cannot handle SIGTERM")
+@pytest.mark.parametrize("is_staged", [False, True], ids=["before staging", "before publishing"])
+def test_signal_ends_the_wait_for_the_lock(
+    is_staged: bool, work: Path, server: Server, archive: bytes, old_files: dict[str, bytes]
+) -> None:
+    import fcntl
+
+    url = server.serve("a.tar.gz", archive, slow_reply(archive, 2.0))
+    with contextlib.ExitStack() as stack:
+        process = None
+        if is_staged:
+            process = start_command(work, "fetch", url, "--replace")
+            wait_for_requests(server, process)
+        lock = stack.enter_context(open(work / "data" / ".imagenet-aux.lock", "wb"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = process or start_command(work, "fetch", url, "--replace")
+        assert process.stderr
+        while not process.stderr.readline().startswith("waiting for another process (3 s)"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (143, "error: interrupted by SIGTERM\n")
+    assert read_data(work) == {**old_files, ".imagenet-aux.lock": b""}
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows processes cannot handle SIGTERM")

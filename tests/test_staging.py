@@ -785,7 +785,7 @@ def test_reports_a_file_that_stays_open(work: Path, source: Path, old_files: dic
 @pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to remove an open file")
 def test_waits_until_the_lock_of_its_staging_folder_is_closed(work: Path) -> None:
     """Another call opens it for a moment, to see whether the folder is abandoned."""
-    with staging.staging_folder(str(work / "data")) as opened:
+    with staging.staging_folder(str(work / "data"), lambda seconds: None) as opened:
         file = open(opened.path("lock"), "rb")  # noqa: SIM115 - the timer closes it
         threading.Timer(0.3, file.close).start()
     assert os.listdir(work) == []

@@ -15,7 +15,7 @@ import traceback
 from typing import Any, Iterable, NoReturn, TextIO
 
 from . import __version__
-from .errors import FetchError
+from .errors import FetchError, printable
 from .fetcher import fetch, target_folder
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
@@ -112,7 +112,7 @@ def _show(folder: str, manifest: Manifest) -> int:
     try:
         files = inspect_folder(folder, manifest)
     except OSError as error:
-        print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+        print(printable(f"error: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         code, text = _interruption(signal.SIGINT)
@@ -121,7 +121,7 @@ def _show(folder: str, manifest: Manifest) -> int:
     print(_table(files, "published"), end="", flush=True)
     missing_names = missing(files, manifest)
     if missing_names:
-        print(f"missing from {folder}: {', '.join(missing_names)}", file=sys.stderr)
+        print(printable(f"missing from {folder}: {', '.join(missing_names)}"), file=sys.stderr)
     return 0 if not missing_names and all(file.verified for file in files) else 1
 
 

@@ -16,8 +16,8 @@ _CREDENTIALS = re.compile(
 class FetchError(Exception):
     """The files could not be fetched. The message says why, and what to do."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(printable(redact(text)))
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(printable(redact(line)) for line in lines))
 
 
 class SourceError(FetchError):
@@ -34,7 +34,7 @@ class ContentError(SourceError):
 
 def printable(text: str) -> str:
     r"""Escape control characters (``\x1b``), so that the text cannot control a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shorten(value: object) -> str:

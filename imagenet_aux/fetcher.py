@@ -130,7 +130,7 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
             f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH "
             "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
         )
-    raise FetchError("\n".join(failures))
+    raise FetchError(*failures)
 
 
 def _require_rate(watch: Watch) -> Watch:

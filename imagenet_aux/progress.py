@@ -44,14 +44,14 @@ class Progress(logging.Handler):
             self._put(text + "\n")
 
     def write(self, text: str) -> None:
-        """Clear the bar, then write the text with control characters escaped."""
+        """Clear the bar, then write the text with control characters other than line feeds escaped."""
         self.clear()
-        self._put(printable(text))
+        self._put("\n".join(map(printable, text.split("\n"))))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log message."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self.write(f"{prefix}{record.getMessage()}\n")
+        self.write(f"{prefix}{printable(record.getMessage())}\n")
 
     def clear(self) -> None:
         """Erase the bar, if one is shown."""

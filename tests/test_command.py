@@ -528,6 +528,14 @@ def test_unprintable_folder_name_is_escaped(work: Path, source: Path) -> None:
     assert result.stdout.endswith("donn\\xe9es\n")
 
 
+@pytest.mark.parametrize("command", [["fetch", "no\nsuch"], ["fetch", "http://[::1\nsuch"], ["show", "no\nsuch"]])
+def test_error_for_a_name_with_a_line_feed_is_one_line(command: list[str], work: Path) -> None:
+    result = run_command(work, *command)
+    assert result.returncode == 1
+    assert re.search(r"^error: .*\\nsuch", result.stderr, re.MULTILINE)
+    assert not re.search("^such", result.stderr, re.MULTILINE)
+
+
 COMMANDS = {
     "fetch": ["fetch", "SOURCE"],
     "failing fetch": ["fetch", "nowhere"],

@@ -12,6 +12,7 @@ import queue
 import re
 import tarfile
 import threading
+from concurrent.futures import Future
 from typing import Any, Collection, Generator, Iterable, Iterator, Tuple
 
 from .errors import ContentError, shorten
@@ -52,16 +53,19 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     """
     # Drop empty chunks: below, an empty chunk marks the end.
     compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
-    worker = _Worker()
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    worker = threading.Thread(target=_work, args=(calls,), name="imagenet_aux decompress", daemon=True)
+    worker.start()
     try:
-        decompressed = _decompress(compressed, worker)
+        decompressed = _decompress(compressed, calls)
         unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(_TarReader(unpacked), wanted)
         with contextlib.suppress(_TrailingBytes):
             _exhaust(unpacked)  # zlib verifies the gzip trailer
         _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
     finally:
-        worker.stop()
+        calls.put(None)
+        worker.join()
 
 
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Member]:
@@ -128,8 +132,8 @@ class _TrailingBytes(ContentError):
     """Bytes follow the last gzip member: like gzip(1), ignore them if the tar is complete."""
 
 
-def _decompress(chunks: Iterator[bytes], worker: _Worker) -> Iterator[bytes]:
-    """Yield decompressed chunks; the worker decompresses one while the caller uses the last and reads the next."""
+def _decompress(chunks: Iterator[bytes], calls: queue.SimpleQueue[Any]) -> Iterator[bytes]:
+    """Yield decompressed chunks; a worker decompresses one while the caller uses the last and reads the next."""
     data = output = b""
     chunk: bytes | None = None  # the next chunk: None until it is read, empty at the end
     gzip_members = size = 0
@@ -148,12 +152,12 @@ def _decompress(chunks: Iterator[bytes], worker: _Worker) -> Iterator[bytes]:
                 output = b""
                 decompressor = _start_member(data, gzip_members)
                 gzip_members += 1
-            worker.start_call(decompressor, data)
+            following: Future[bytes] = Future()
+            calls.put((following, decompressor, data))
             yield output
-            if chunk is None:
-                chunk = next(chunks, b"")
+            chunk = next(chunks, b"") if chunk is None else chunk
             try:
-                output = worker.result()
+                output = following.result()
             except zlib.error as error:  # type: ignore[misc]
                 raise ContentError(f"damaged: {error}") from None
             size += len(output)
@@ -170,35 +174,13 @@ def _decompress(chunks: Iterator[bytes], worker: _Worker) -> Iterator[bytes]:
         raise ContentError(f"not a tar: it unpacks to {size} bytes")
 
 
-class _Worker(threading.Thread):
-    """A thread that decompresses. Unlike a ThreadPoolExecutor, it also works after the main thread has ended."""
-
-    def __init__(self) -> None:
-        super().__init__(name="imagenet_aux decompress", daemon=True)
-        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        for decompressor, data in iter(self._calls.get, None):
-            try:
-                self._results.put(decompressor.decompress(data, _MAX_OUTPUT_BYTES))
-            except BaseException as error:
-                self._results.put(error)
-
-    def start_call(self, decompressor: Any, data: bytes) -> None:
-        self._calls.put((decompressor, data))
-
-    def result(self) -> bytes:
-        """Wait for the call, and return its output or raise its exception."""
-        result: bytes | BaseException = self._results.get()
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    def stop(self) -> None:
-        self._calls.put(None)
-        self.join()
+def _work(calls: queue.SimpleQueue[Any]) -> None:
+    """Decompress in a thread until a call is None. A ThreadPoolExecutor would stop when the main thread ends."""
+    for future, decompressor, data in iter(calls.get, None):
+        try:
+            future.set_result(decompressor.decompress(data, _MAX_OUTPUT_BYTES))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def _start_member(data: bytes, count: int) -> Any:

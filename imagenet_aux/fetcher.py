@@ -63,7 +63,7 @@ def fetch(
     manifest : Manifest, optional
         The dataset's file names, digests and mirrors.
     watch : callable, optional
-        Called with the `Stream` for each chunk and twice a second while waiting; its exceptions abort the fetch.
+        Called with the `Stream` for each chunk and at least twice a second while waiting; exceptions abort the fetch.
 
     Returns
     -------

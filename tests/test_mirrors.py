@@ -413,6 +413,7 @@ def test_retries_an_optional_file(faults: int, hosts: Hosts, tmp_path: Path, sam
         assert len(hosts.requests_for(url)) == requests, file
 
 
+@pytest.mark.measured
 def test_single_files_of_any_size_may_have_no_length(
     hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:

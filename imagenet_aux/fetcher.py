@@ -52,8 +52,7 @@ def fetch(
     Parameters
     ----------
     source : str or path, optional
-        The only source: an http, https or file URL, or the path of an archive or of a folder containing the files. The
-        address of a built-in mirror selects the mirror that is tried first.
+        The only source (http, https or file URL, or path of an archive or of a folder), or the mirror to try first.
     into : str or path, optional
         The target folder.
     checksum : str, optional

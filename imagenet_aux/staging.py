@@ -198,11 +198,14 @@ def _list_folder(folder: str) -> list[str]:
 
 def _remove_folder(folder: str) -> None:
     """Remove a staging folder, if possible; retry, since on Windows another process may be checking its lock."""
-    give_up = time.monotonic() + _REMOVAL_SECONDS
-    shutil.rmtree(folder, ignore_errors=True)
-    while os.path.lexists(folder) and time.monotonic() < give_up:
-        time.sleep(_RETRY_SECONDS)
+
+    def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder):
+            raise FileExistsError
+
+    with contextlib.suppress(FileExistsError):
+        _retry(remove, (FileExistsError,), _REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:

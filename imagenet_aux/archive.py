@@ -29,7 +29,7 @@ _Member = Tuple[str, int, Iterator[bytes]]
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 10_000
-_MIN_INPUT_BYTES = 1 << 16  # for one call of the decompressor; also because isal cannot parse a split gzip header
+_MIN_INPUT_BYTES = 1 << 16  # collected before each decompressor call: fewer calls, and isal rejects split gzip headers
 _MAX_OUTPUT_BYTES = 1 << 20
 
 _GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length

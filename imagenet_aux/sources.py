@@ -42,6 +42,7 @@ def _normalized(address: str) -> str:
 
 def _user_source(source: str, manifest: Manifest) -> Source:
     if is_http(source):
+        # `redact` takes a space for the end of a URL, even in a password.
         return Source(source.replace(" ", "%20"), is_custom=True)
     path = _local_path(source)
     try:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import urllib.parse
+import urllib.request
 from typing import Any, Callable, Generator, Iterator
 
 import requests
@@ -218,9 +219,14 @@ def _describe(error: Exception, url: str) -> str:
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
     host = host_name(url if request is None else request.url)
     detail = shorten(error)
-    if redact(url) != url and "@" not in re.split(r"[/?#\\]", url)[2]:  # the library takes the password for a port
-        detail = "percent-encode special characters in the user name and password"
+    if any(map(_is_misparsed, [url, *urllib.request.getproxies().values()])):
+        detail = "percent-encode special characters in the user name and password"  # the error may quote the password
     return text.format(host=host, cause=shorten(cause), error=detail)
+
+
+def _is_misparsed(url: str) -> bool:
+    """Return whether an unencoded delimiter in a URL's password makes libraries parse the password as a port."""
+    return redact(url) != url and "@" not in re.split(r"[/?#\\]", url)[2]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -498,3 +498,11 @@ def test_reports_an_unreachable_proxy(scheme: str, tmp_path: Path) -> None:
     result = run_command(tmp_path, "fetch", f"{scheme}://aux.invalid/a.tar.gz", **proxies)
     expected = "^error: .*: cannot reach aux.invalid through the proxy: .*refused"
     assert re.search(expected, result.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("character", ["/", "?", "#", "\\"])
+def test_password_in_an_invalid_proxy_url_is_not_shown(character: str, tmp_path: Path) -> None:
+    proxy = f"http://me:secret{character}x@127.0.0.1:1"
+    result = run_command(tmp_path, "fetch", "http://aux.invalid/a.tar.gz", http_proxy=proxy)
+    expected = "error: .*: invalid URL, redirect or proxy: percent-encode special characters"
+    assert re.search(expected, result.stderr) and "secret" not in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import Iterable, Mapping, NamedTuple
+from typing import Iterable, NamedTuple
 
 from . import archive, sources
 from .errors import ContentError, FetchError, SourceError, redact
@@ -163,10 +163,18 @@ class _Fetch(NamedTuple):
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
+        files: list[File] = []
         if self.source.files is None:
             files = self._open(self.source.address).deliver(self._unpack)
-        else:
-            files = self._receive_all(self.source.files)
+        for name, location in (self.source.files or {}).items():
+            stream = self._open(location)
+            try:
+                files.append(self._receive(name, stream, MAX_BYTES - sum(file.size for file in files)))
+            except SourceError as error:
+                reason = f"{name}: {error}"
+                if name not in self.source.optional:
+                    raise SourceError(reason) from None
+                _log.warning("%s: %s", redact(self.source.address), reason)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         required = [name for name in missing(files, self.manifest) if name not in self.source.optional]
@@ -208,31 +216,10 @@ class _Fetch(NamedTuple):
             raise ContentError(f"differs from the published files: {', '.join(differing)}")
         return files
 
-    def _receive_all(self, locations: Mapping[str, str]) -> list[File]:
-        """Stage the files that the source serves individually."""
-        files: list[File] = []
-        for name, location in locations.items():
-            left = MAX_BYTES - sum(file.size for file in files)
-            try:
-                files.append(self._receive(name, location, left))
-            except SourceError as error:
-                if name not in self.source.optional:
-                    raise
-                _log.warning("%s: %s", redact(self.source.address), error)
-        return files
-
-    def _receive(self, name: str, location: str, left: int) -> File:
-        """Stage one of these files; it may have at most *left* bytes."""
-        stream = self._open(location)
-
-        def consume(chunks: Iterable[bytes]) -> File:
-            too_large = SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-            return self._write(name, stream.size, limit_size(chunks, too_large, left))
-
-        try:
-            return stream.deliver(consume)
-        except SourceError as error:
-            raise SourceError(f"{name}: {error}") from None
+    def _receive(self, name: str, stream: Stream, limit: int) -> File:
+        """Stage a file that the source serves individually, of at most *limit* bytes."""
+        too_large = SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
+        return stream.deliver(lambda chunks: self._write(name, stream.size, limit_size(chunks, too_large, limit)))
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:
         """Write a staged file and compute its digest."""

@@ -112,12 +112,9 @@ def _show(folder: str, manifest: Manifest) -> int:
     try:
         files = inspect_folder(folder, manifest)
     except OSError as error:
-        print(printable(f"error: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
-        return 1
+        return _fail(printable(f"{error.filename} cannot be read: {error.strerror}"))
     except KeyboardInterrupt:
-        code, text = _interruption(signal.SIGINT)
-        print(f"error: {text}", file=sys.stderr)
-        return code
+        return _fail("interrupted by SIGINT", 128 + signal.SIGINT)
     print(_table(files, "published"), end="", flush=True)
     missing_names = missing(files, manifest)
     if missing_names:
@@ -129,22 +126,6 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     progress = Progress(sys.stderr)
     logging.basicConfig(handlers=[progress], level=logging.INFO)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote server data of unlimited length
-    code, report = _fetch_or_explain(args, manifest, progress)
-    if not args.result:
-        if code:
-            progress.write(f"error: {report['error']}\n")
-        return code
-    try:
-        _write_atomically(args.result, json.dumps(report))
-    except OSError as error:
-        progress.write(f"error: cannot write {args.result}: {error.strerror}\n")
-        return 1
-    return 0
-
-
-def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Progress) -> tuple[int, dict[str, Any]]:
-    """Fetch, and return the exit code and the content of the result file."""
-    request = {"requested": args.source, "folder": args.into}
     received = _record_signals()
 
     def watch(stream: Stream) -> None:
@@ -153,29 +134,37 @@ def _fetch_or_explain(args: argparse.Namespace, manifest: Manifest, progress: Pr
             raise KeyboardInterrupt
         progress(stream)
 
+    code = 0
+    report: dict[str, Any] = {"requested": args.source, "folder": args.into}  # the content of the result file
     try:
-        folder = request["folder"] = target_folder(args.into)
+        folder = report["folder"] = target_folder(args.into)
         result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
+        report.update(source=result.source, verified=result.verified, files=list(result.paths))
     except KeyboardInterrupt:
-        code, text = _interruption(received[0] if received else signal.SIGINT)
-        return code, {**request, "error": text}
+        code, report["error"] = 128 + received[0], f"interrupted by {signal.Signals(received[0]).name}"
     except FetchError as error:
-        return 1, {**request, "error": str(error)}
+        code, report["error"] = 1, str(error)
     except Exception as error:
         if os.environ.get(_DEBUG):
             progress.write(traceback.format_exc())
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
-        return 1, {**request, "error": str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))}
-    finally:
-        progress.clear()
-    print(_table(result.files, "verified") + f"in {folder}", flush=True)
-    names = [file.name for file in result.files]
-    return 0, {**request, "source": result.source, "verified": result.verified, "files": names}
+        code, report["error"] = 1, str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
+    progress.clear()
+    if not code:
+        print(_table(result.files, "verified") + f"in {folder}", flush=True)
+    if not args.result:
+        return _fail(report["error"], code) if code else 0
+    try:
+        _write_atomically(args.result, json.dumps(report))
+    except OSError as error:
+        return _fail(printable(f"cannot write {args.result}: {error.strerror}"))
+    return 0
 
 
-def _interruption(number: int) -> tuple[int, str]:
-    """Return the exit code and the error for a stop signal."""
-    return 128 + number, f"interrupted by {signal.Signals(number).name}"
+def _fail(text: str, code: int = 1) -> int:
+    """Print an error and return the exit code."""
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def _record_signals() -> list[int]:

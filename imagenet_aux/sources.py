@@ -45,11 +45,11 @@ def _user_source(source: str, manifest: Manifest) -> Source:
         # `redact` takes a space for the end of a URL, even in a password.
         return Source(source.replace(" ", "%20"), is_custom=True)
     path = _local_path(source)
+    if os.path.exists(path) and not os.path.isdir(path):
+        return Source(path, is_custom=True)
     try:
         present = os.listdir(path)
     except OSError as error:
-        if isinstance(error, NotADirectoryError) or os.path.isfile(path):  # wine reports a different error for a file
-            return Source(path, is_custom=True)
         raise FetchError(f"{path} cannot be read: {error.strerror}") from None
     files = {name: os.path.join(path, name) for name in manifest.files if name in present}
     return Source(path, files=files, is_custom=True)

@@ -28,9 +28,6 @@ _FETCH_EXAMPLE = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into image
 _SHOW_EXAMPLE = "example: imagenet-aux show imagenet-aux"
 _DEBUG = "IMAGENET_AUX_DEBUG"
 
-# Windows has no SIGHUP.
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
-
 
 class _Output(io.TextIOWrapper):
     """A wrapper for stdout or stderr that discards all output after a write error, so that Python exits cleanly."""
@@ -170,8 +167,9 @@ def _fail(text: str, code: int = 1) -> int:
 def _record_signals() -> list[int]:
     """Install handlers for the stop signals; return a list to which they append each received signal."""
     received: list[int] = []
-    for number in _STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # keep a disposition inherited from nohup
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # keep a disposition inherited from nohup
             signal.signal(number, lambda number, _frame: received.append(number))
     return received
 

@@ -240,9 +240,8 @@ def _warn(failures: list[str], files: list[File], manifest: Manifest) -> None:
     for failure in failures:
         _log.warning("%s", failure)
     differing = [file.name for file in files if not file.verified]
-    for problem, names in (
-        ("differs from the published file", differing),
-        ("missing from the source", missing(files, manifest)),
-    ):
-        if names:
-            _log.warning("%s: %s", problem, ", ".join(names))
+    if differing:
+        _log.warning("differs from the published file: %s", ", ".join(differing))
+    missing_names = missing(files, manifest)
+    if missing_names:
+        _log.warning("missing from the source: %s", ", ".join(missing_names))

@@ -51,21 +51,13 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     Read the chunks before the next file. Exhaust the iterator: only then are all checksums and trailers verified. Raise
     `ContentError` if the archive is damaged or hostile.
     """
-    # Drop empty chunks: below, an empty chunk marks the end.
-    compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
-    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    worker = threading.Thread(target=_work, args=(calls,), name="imagenet_aux decompress", daemon=True)
-    worker.start()
-    try:
-        decompressed = _decompress(compressed, calls)
+    compressed = limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB"))
+    with contextlib.closing(_decompress(compressed)) as decompressed:
         unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(_TarReader(unpacked), wanted)
         with contextlib.suppress(_TrailingBytes):
             _exhaust(unpacked)  # zlib verifies the gzip trailer
-        _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
-    finally:
-        calls.put(None)
-        worker.join()
+    _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
 
 
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Member]:
@@ -132,55 +124,85 @@ class _TrailingBytes(ContentError):
     """Bytes follow the last gzip member: like gzip(1), ignore them if the tar is complete."""
 
 
-def _decompress(chunks: Iterator[bytes], calls: queue.SimpleQueue[Any]) -> Iterator[bytes]:
-    """Yield decompressed chunks; a worker decompresses one while the caller uses the last and reads the next."""
-    data = output = b""
-    chunk: bytes | None = None  # the next chunk: None until it is read, empty at the end
-    gzip_members = size = 0
-    decompressor: Any = None  # of the current gzip member
-    while data or chunk != b"":  # a decompressor with pending output leaves part of the gzip trailer in the data
-        if gzip_members and not decompressor:
-            data = data.lstrip(b"\0")  # padding
-        if len(data) < _MIN_INPUT_BYTES and chunk is None:
+def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Yield decompressed chunks; a thread makes the next one while the caller uses the last and this reads ahead."""
+    gunzip = _Gunzip()
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    worker = threading.Thread(target=_work, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
+    worker.start()
+    try:
+        output = data = b""
+        block = _read_block(chunks)
+        while data or block:
+            if len(data) < _MIN_INPUT_BYTES:
+                data, block = data + block, b""
+            following: Future[tuple[bytes, bytes]] = Future()
+            calls.put((following, data))
             yield output
-            output, chunk = b"", next(chunks, b"")
-        elif len(data) < _MIN_INPUT_BYTES and chunk:
-            data, chunk = data + chunk, None
-        elif data:
-            if not decompressor:
-                yield output
-                output = b""
-                decompressor = _start_member(data, gzip_members)
-                gzip_members += 1
-            following: Future[bytes] = Future()
-            calls.put((following, decompressor, data))
-            yield output
-            chunk = next(chunks, b"") if chunk is None else chunk
-            try:
-                output = following.result()
-            except zlib.error as error:  # type: ignore[misc]
-                raise ContentError(f"damaged: {error}") from None
-            size += len(output)
-            if decompressor.eof:
-                data, decompressor = decompressor.unused_data, None
-            else:
-                data = decompressor.unconsumed_tail
-    yield output
-    if not gzip_members:
-        raise ContentError("empty: expected a .tar.gz archive")
-    if decompressor:
-        raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
-    if size < tarfile.BLOCKSIZE:
-        raise ContentError(f"not a tar: it unpacks to {size} bytes")
+            block = block or _read_block(chunks)
+            output, data = following.result()
+        yield output
+        gunzip.check_end()
+    finally:
+        calls.put(None)
+        worker.join()
 
 
-def _work(calls: queue.SimpleQueue[Any]) -> None:
+def _read_block(chunks: Iterator[bytes]) -> bytes:
+    """Return the next chunks, joined to at least _MIN_INPUT_BYTES; less at the end."""
+    block = b""
+    for chunk in chunks:
+        block += chunk
+        if len(block) >= _MIN_INPUT_BYTES:
+            break
+    return block
+
+
+def _work(gunzip: _Gunzip, calls: queue.SimpleQueue[Any]) -> None:
     """Decompress in a thread until a call is None. A ThreadPoolExecutor would stop when the main thread ends."""
-    for future, decompressor, data in iter(calls.get, None):
+    for future, data in iter(calls.get, None):
         try:
-            future.set_result(decompressor.decompress(data, _MAX_OUTPUT_BYTES))
+            future.set_result(gunzip.decompress(data))
         except BaseException as error:
             future.set_exception(error)
+
+
+class _Gunzip:
+    """A decompressor for several gzip members; zlib verifies their headers, CRCs and lengths."""
+
+    def __init__(self) -> None:
+        self._member: Any = None  # the decompressor of the current gzip member
+        self._members = 0
+        self._size = 0  # of the output
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the next output, perhaps empty, and the rest of *data*: pass it in the next call."""
+        if not self._member:
+            if self._members:
+                data = data.lstrip(b"\0")  # padding
+            if not data:
+                return b"", b""
+            self._member = _start_member(data, self._members)
+            self._members += 1
+        member = self._member
+        try:
+            output = member.decompress(data, _MAX_OUTPUT_BYTES)
+        except zlib.error as error:  # type: ignore[misc]
+            raise ContentError(f"damaged: {error}") from None
+        self._size += len(output)
+        if not member.eof:  # with pending output, part of the gzip trailer is still in the rest
+            return output, member.unconsumed_tail
+        self._member = None
+        return output, member.unused_data
+
+    def check_end(self) -> None:
+        """Raise `ContentError` if the data may not end here."""
+        if not self._members:
+            raise ContentError("empty: expected a .tar.gz archive")
+        if self._member:
+            raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
+        if self._size < tarfile.BLOCKSIZE:
+            raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
 
 
 def _start_member(data: bytes, count: int) -> Any:

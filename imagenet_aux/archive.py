@@ -241,13 +241,12 @@ def _check_pax(records: bytes) -> None:
     position = 0
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
-        if not record or int(record[1]) <= len(record[0]):  # the length includes a final line feed
+        end = position + int(record[1]) if record else 0
+        if not record or not record.end() < end <= len(records):  # a line feed ends the record
             raise ContentError("invalid pax header")
         if _PAX_OVERRIDES.fullmatch(record[2]):
             raise ContentError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
-        position += int(record[1])
-    if position > len(records):
-        raise ContentError("invalid pax header")
+        position = end
 
 
 def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:

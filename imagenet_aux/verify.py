@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from typing import Any, Iterable, NamedTuple
 
 from .manifest import MANIFEST, Manifest
@@ -28,16 +27,14 @@ def inspect_chunks(name: str, chunks: Iterable[bytes], expected: str, size: int)
     hasher = new_hash(expected) if expected else None
     if hasher and hasher.name == "sha1":
         hasher.update(b"blob %d\0" % size)
-    is_text = name.endswith(".txt")
     received = lines = 0
     for chunk in chunks:
         if hasher:
             hasher.update(chunk)
         received += len(chunk)
-        if is_text:
-            lines += chunk.count(b"\n")
+        lines += chunk.count(b"\n")
     verified = hasher is not None and hasher.hexdigest() == expected
-    return File(name, received, lines if is_text else None, verified)
+    return File(name, received, lines if name.endswith(".txt") else None, verified)
 
 
 def inspect_file(path: str, manifest: Manifest) -> File:
@@ -85,15 +82,10 @@ def missing(files: Iterable[File], manifest: Manifest) -> list[str]:
 
 def new_hash(digest: str) -> Any:
     """Return a new hash object for a hex digest's algorithm; MD5 and SHA-1 also work in FIPS mode."""
-    new = getattr(hashlib, digest_name(digest).replace("-", "").lower())
-    return new(usedforsecurity=False) if sys.version_info >= (3, 9) else new()
+    name = digest_name(digest).replace("-", "")
+    return hashlib.new(name, usedforsecurity=False)  # type: ignore[call-arg]  # Python 3.8 ignores the argument
 
 
 def digest_name(digest: str) -> str:
     """Return the name of a hex digest's algorithm, based on its length."""
     return _ALGORITHMS[len(digest)]
-
-
-def is_archive_digest(text: str) -> bool:
-    """Return whether *text* is a lower-case hex MD5 or SHA-256."""
-    return len(text) in (32, 64) and not text.strip("0123456789abcdef")

@@ -16,7 +16,7 @@ from imagenet_aux.errors import ContentError, FetchError, SourceError
 from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Source
 from imagenet_aux.sources import resolve
 from imagenet_aux.streams import LocalFile, Stream, is_http, limit_size, reject_html
-from imagenet_aux.verify import File, inspect_chunks, inspect_folder, is_archive_digest, missing, new_hash
+from imagenet_aux.verify import File, inspect_chunks, inspect_folder, missing, new_hash
 
 NAMES = list(MANIFEST.files)
 
@@ -76,7 +76,9 @@ def test_archive_must_match_the_checksum(length: int, archive_path: Path) -> Non
     assert resolve_one(url, checksum) == Source(url, digest=checksum, is_custom=True)
 
 
-@pytest.mark.parametrize("checksum", [" ", "0" * 31, "0" * 33, "0" * 40, "0" * 63 + "g", "md5:" + "0" * 32, "0" * 999])
+@pytest.mark.parametrize(
+    "checksum", [" ", "0" * 31, "0" * 33, "g" * 32, "0" * 40, "0" * 63 + "g", "md5:" + "0" * 32, "0" * 999]
+)
 def test_rejects_an_invalid_checksum(checksum: str, archive_path: Path) -> None:
     with pytest.raises(FetchError, match=r"^checksum: expected an MD5 \(32 hex digits\) or a SHA-256 ") as caught:
         resolve_one(archive_path, checksum)
@@ -385,20 +387,12 @@ def test_reports_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name, length", [("md5", 32), ("sha1", 40), ("sha256", 64)])
 def test_hashes_with_old_algorithms_in_fips_mode(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = getattr(hashlib, name)
+    original = hashlib.new
 
     def new(*args: Any, usedforsecurity: bool = True) -> Any:
-        if usedforsecurity and sys.version_info >= (3, 9):
+        if usedforsecurity:
             raise ValueError("disabled for FIPS")
         return original(*args)
 
-    monkeypatch.setattr(hashlib, name, new)
+    monkeypatch.setattr(hashlib, "new", new)
     assert new_hash("0" * length).name == name
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [("0" * 32, True), ("a" * 64, True), ("0" * 40, False), ("A" * 32, False), ("g" * 32, False), ("", False)],
-)
-def test_recognizes_archive_digests(text: str, expected: bool) -> None:
-    assert is_archive_digest(text) is expected

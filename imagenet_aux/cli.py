@@ -15,7 +15,7 @@ import traceback
 from typing import Any, Iterable, NoReturn, TextIO
 
 from . import __version__
-from .errors import FetchError, printable
+from .errors import FetchError, printable, redact
 from .fetcher import fetch, target_folder
 from .manifest import MANIFEST, Manifest
 from .progress import Progress
@@ -143,7 +143,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         code, report["error"] = 1, str(error)
     except Exception as error:
         if os.environ.get(_DEBUG):
-            progress.write(traceback.format_exc())
+            progress.write(redact(traceback.format_exc()))
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         code, report["error"] = 1, str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()

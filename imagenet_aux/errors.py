@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 
 _MAX_QUOTED = 200
-_CREDENTIALS = re.compile(
-    r"(?<!\w)//("
-    r"[^/?#\s]*"
-    r"|[^/?#\s@\[]*:(?!\d*[/?#])\S*"  # a password with an unencoded /, ? or #, but not a port or an IPv6 address
-    r")@"
-)
+_CREDENTIALS = re.compile(r"(?<!\w)//[^/?#\\\s]*@")
+# A password with an unencoded delimiter, which libraries parse as a port. Neither a port nor an IPv6 address matches.
+_UNENCODED_PASSWORD = re.compile(r"(?<!\w)//[^/?#\\\s@\[]*:(?!\d*[/?#\\])\S*@")
 
 
 class FetchError(Exception):
@@ -45,4 +42,9 @@ def shorten(value: object) -> str:
 
 def redact(text: str) -> str:
     """Remove user names and passwords from any URLs in the text, even if a password is not percent-encoded."""
-    return _CREDENTIALS.sub("//", text)
+    return _UNENCODED_PASSWORD.sub("//", _CREDENTIALS.sub("//", text))
+
+
+def has_unencoded_password(url: str) -> bool:
+    """Return whether libraries parse a URL's password as a port, because it contains an unencoded delimiter."""
+    return bool(_UNENCODED_PASSWORD.search(_CREDENTIALS.sub("//", url.replace(" ", "%20"))))

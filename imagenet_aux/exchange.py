@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import queue
-import re
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ import requests
 import requests.adapters
 import urllib3.exceptions
 
-from .errors import SourceError, redact, shorten
+from .errors import SourceError, has_unencoded_password, shorten
 
 _USER_AGENT = f"get-dataset-imagenet-aux (python-requests/{requests.__version__})"
 _CHUNK_BYTES = 1 << 19
@@ -219,14 +218,9 @@ def _describe(error: Exception, url: str) -> str:
     cause = " ".join(str(getattr(chain[-1], "strerror", None) or chain[-1]).split())
     host = host_name(url if request is None else request.url)
     detail = shorten(error)
-    if any(map(_is_misparsed, [url, *urllib.request.getproxies().values()])):
+    if any(map(has_unencoded_password, [url, *urllib.request.getproxies().values()])):
         detail = "percent-encode special characters in the user name and password"  # the error may quote the password
     return text.format(host=host, cause=shorten(cause), error=detail)
-
-
-def _is_misparsed(url: str) -> bool:
-    """Return whether an unencoded delimiter in a URL's password makes libraries parse the password as a port."""
-    return redact(url) != url and "@" not in re.split(r"[/?#\\]", url)[2]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -346,6 +346,9 @@ def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Se
         "http://me:secret?x@host/a",
         "http://me:secret#x@host/a",
         "http://me:secret\\x@host/a",
+        "http://me@work:x/secret@host/a",
+        "http://me@work:secret/x@host/a",
+        "http://me@work:secret\\x@host/a",
         "http://me:my secret@127.0.0.1:99999/x",
     ],
 )
@@ -355,9 +358,11 @@ def test_password_in_an_invalid_url_is_not_shown(url: str, work: Path) -> None:
     assert "secret" not in result.stdout + result.stderr
 
 
-def test_at_sign_after_an_ipv6_address_is_not_a_password(work: Path) -> None:
-    result = run_command(work, "fetch", "http://[::1]:1/v@2/a.tar.gz")
-    assert "error: http://[::1]:1/v@2/a.tar.gz: no response from ::1: " in result.stderr
+@pytest.mark.parametrize("user", ["", "me@", "me:secret@"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_at_sign_in_a_path_does_not_end_a_password(host: str, user: str, work: Path) -> None:
+    result = run_command(work, "fetch", f"http://{user}{host}:1/v@2/a.tar.gz")
+    assert f"error: http://{host}:1/v@2/a.tar.gz: no response from {host.strip('[]')}: " in result.stderr
 
 
 def test_missing_certificates_are_reported(work: Path) -> None:
@@ -456,6 +461,7 @@ def test_debug_variable_adds_a_traceback(work: Path, source: Path, tmp_path: Pat
         call, cwd=work, env={**ENV, **env, "IMAGENET_AUX_DEBUG": "1"}, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert debug.stderr.startswith("Traceback (most recent call last):\n") and debug.stderr.endswith(expected)
+    assert "secret" not in debug.stderr
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows cannot remove the working directory")

@@ -500,9 +500,12 @@ def test_reports_an_unreachable_proxy(scheme: str, tmp_path: Path) -> None:
     assert re.search(expected, result.stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize("character", ["/", "?", "#", "\\"])
-def test_password_in_an_invalid_proxy_url_is_not_shown(character: str, tmp_path: Path) -> None:
-    proxy = f"http://me:secret{character}x@127.0.0.1:1"
+@pytest.mark.parametrize(
+    "credentials",
+    ["me:secret/x", "me:secret?x", "me:secret#x", "me:secret\\x", "me:secret/x ", "me:sec ret/x", "me@work:secret/x"],
+)
+def test_password_in_an_invalid_proxy_url_is_not_shown(credentials: str, tmp_path: Path) -> None:
+    proxy = f"http://{credentials}@127.0.0.1:1"
     result = run_command(tmp_path, "fetch", "http://aux.invalid/a.tar.gz", http_proxy=proxy)
     expected = "error: .*: invalid URL, redirect or proxy: percent-encode special characters"
-    assert re.search(expected, result.stderr) and "secret" not in result.stderr
+    assert re.search(expected, result.stderr) and not re.search("sec.?ret", result.stderr)

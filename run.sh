@@ -2,8 +2,8 @@
 # Run the fetcher, either with command-line arguments or with the inputs that customize.py puts in the environment.
 # The engines source this file, so find its folder with BASH_SOURCE instead of $0.
 fetch=("${CM_IMAGENET_AUX_PYTHON:-python3}" "${BASH_SOURCE[0]%run.sh}imagenet_aux/__main__.py" fetch)
-if [ -z "$CM_IMAGENET_AUX_RESULT" ]; then
-  [ $# -gt 0 ] || set -- --checksum="$CM_IMAGENET_AUX_CHECKSUM" -- "$CM_WGET_URL"
+if [ -z "${CM_IMAGENET_AUX_RESULT:-}" ]; then
+  [ $# -gt 0 ] || set -- --checksum="${CM_IMAGENET_AUX_CHECKSUM:-}" -- "${CM_WGET_URL:-}"
   exec "${fetch[@]}" "$@"
 fi
 

@@ -86,6 +86,14 @@ def test_passes_its_arguments_on(bash: str, folder: Path, archive: bytes, sample
     assert sorted(path.name for path in (folder / "the files").iterdir()) == sorted(sample_files)
 
 
+@pytest.mark.parametrize("arguments", [["a.tar.gz"], []])
+def test_runs_with_bash_options(arguments: list[str], bash: str, folder: Path, archive: bytes) -> None:
+    """The options make unset variables and failed commands fatal."""
+    (folder / "a.tar.gz").write_bytes(archive)
+    result = run(bash, folder, *arguments, CM_WGET_URL="a.tar.gz", SHELLOPTS="errexit:nounset:pipefail")
+    assert result.returncode == 0, result.stderr
+
+
 def test_prints_help(bash: str, folder: Path) -> None:
     result = run(bash, folder, "--help")
     assert result.returncode == 0 and "--into" in result.stdout

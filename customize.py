@@ -115,7 +115,7 @@ def _read_inputs(i, folder):
         into = folder
     else:
         into = os.path.join(folder, "data")
-    for name, value in (("url", url), ("url", source), (target_name, extract_path and into)):
+    for name, value in (("url", url), ("url", source), (target_name if extract_path else "target folder", into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run

@@ -264,6 +264,16 @@ def test_rejects_shell_text_in_extract_path(home: CmHome) -> None:
     assert not list(home.path.rglob("pwned"))
 
 
+@pytest.mark.parametrize("shell_text", ["$(touch pwned)", "$HOME", '"', "`touch pwned`"])
+def test_rejects_shell_text_in_outdirname(shell_text: str, home: CmHome, archive: bytes) -> None:
+    if WINDOWS and '"' in shell_text:
+        pytest.skip("Windows does not allow these file names")
+    path = write(home.path / "a.tar.gz", archive)
+    result = home.run_api(tags=TAGS, url=str(path), outdirname=shell_text)
+    assert result["error"].startswith("target folder: expected no control characters")
+    assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("val.txt"))
+
+
 @pytest.mark.parametrize("name", ["url", "checksum"])
 @pytest.mark.parametrize("value", [True, False, 0, [], {}])
 def test_rejects_a_value_that_is_not_a_string(name: str, value: object, home: CmHome) -> None:

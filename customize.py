@@ -119,7 +119,8 @@ def _read_inputs(i, folder):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run
-    is_replaceable = into == os.path.join(folder, "data") and _is_cache_entry(folder, i)
+    # A link leads to a folder of the user.
+    is_replaceable = into == os.path.join(folder, "data") and not os.path.islink(into) and _is_cache_entry(folder, i)
     return {
         "SOURCE": source,
         "CHECKSUM": checksum,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sample_archive
-from cm_home import ROOT, TAGS, CmHome
+from cm_home import ROOT, TAGS, WINDOWS, CmHome
 from server import Reply, Server
 
 from imagenet_aux.manifest import MANIFEST
@@ -226,6 +226,18 @@ def test_keeps_the_users_own_files_next_to_other_metadata(meta: str, home: CmHom
     result = home.run_script("--url=a.tar.gz", "--outdirname=mine")
     assert result.returncode != 0 and "contains other files named" in result.stderr
     assert own.read_bytes() == b"my own\n"
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
+def test_renewal_keeps_the_users_own_files_behind_a_link(home: CmHome, archive: bytes) -> None:
+    path = write(home.path / "a.tar.gz", archive)
+    data = Path(home.export_keys(f"--url={path}")["CM_DATASET_AUX_PATH"])
+    own = write(home.path / "mine" / "val.txt", b"my own\n")
+    shutil.rmtree(data)
+    data.symlink_to(own.parent)
+    result = home.run_script(f"--url={path}", "--renew")
+    assert result.returncode != 0 and "contains other files named val.txt" in result.stderr
+    assert read_folder(own.parent) == {"val.txt": b"my own\n"}
 
 
 # Checksums and digests

@@ -14,6 +14,7 @@ _URL = "WGET_URL"
 # MLCommons' scripts for the same tags use the last two.
 _SOURCES = (_URL, "DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")
 _EXTRACT_PATH = "EXTRACT_PATH"
+_MAX_CHARACTERS = 16384  # operating systems limit the size of environment variables
 
 # For this script and its dependents, the engines write env to a shell script as `export KEY="VALUE"`.
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
@@ -105,7 +106,9 @@ def _read_inputs(i, folder):
     target_name = "env.CM_" + _EXTRACT_PATH
     for name, value in (("url", url), ("checksum", checksum), (target_name, extract_path)):
         if not isinstance(value, str):
-            raise ValueError(f"{name}: expected a string, got {value!r}. Pass --{name}=VALUE.")
+            raise ValueError(f"{name}: expected a string, got {_redacted(value)}. Pass --{name}=VALUE.")
+        if len(value) > _MAX_CHARACTERS:
+            raise ValueError(f"{name}: expected at most {_MAX_CHARACTERS} characters, got {len(value)}.")
     if not re.fullmatch("[0-9a-fA-F]*", checksum):
         raise ValueError(f"checksum: expected hex digits, got {checksum!r}. Pass the MD5 or SHA-256 of the archive.")
     source = url if not url or "://" in url or url.lower().startswith("file:") else _absolute(url, current)

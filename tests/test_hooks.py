@@ -296,9 +296,21 @@ def test_rejects_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes
     assert "Traceback" not in result.stderr
 
 
-def test_error_hides_the_password_in_a_url(home: CmHome) -> None:
-    result = home.run_api(tags=TAGS, url="http://me:sec$ret@127.0.0.1:1/a")
-    assert "http://127.0.0.1:1/a" in result["error"] and "ret@" not in result["error"]
+@pytest.mark.parametrize("credentials", ["me:sec$ret", "me:sec$ret/x", "me:x$#sec\nret", "me@work:sec$ret"])
+def test_error_hides_the_password_in_a_url(credentials: str, home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, url=f"http://{credentials}@127.0.0.1:1/a")
+    assert "got 'http://127.0.0.1:1/a'. Rename" in result["error"] and "ret" not in result["error"]
+
+
+def test_error_hides_the_password_in_a_url_that_is_not_a_string(home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, url=["http://me:secret@127.0.0.1:1/a"])
+    assert result["error"] == "url: expected a string, got ['http://127.0.0.1:1/a']. Pass --url=VALUE."
+
+
+@pytest.mark.parametrize("name", ["url", "checksum"])
+def test_rejects_a_value_that_is_too_long_for_the_environment(name: str, home: CmHome) -> None:
+    result = home.run_api(tags=TAGS, **{name: "0" * 100_000})
+    assert result["error"] == f"{name}: expected at most 16384 characters, got 100000."
 
 
 def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: bytes) -> None:

@@ -189,9 +189,14 @@ def _reject_shell_text(name, value):
     if _SHELL_TEXT.search(text):
         shown = re.sub("//[^/?#]*@", "//", value)  # remove credentials
         raise ValueError(
-            f"{name}: expected no control characters and none of {' '.join(_SHELL_CHARACTERS)}, got {shown!r}. "
-            "Rename the file or folder, or percent-encode the URL."
+            f"{name}: expected no control characters and none of {' '.join(_SHELL_CHARACTERS)}, "
+            f"got {_redacted(value)}. Rename the file or folder, or percent-encode the URL."
         )
+
+
+def _redacted(value):
+    """Return the value's representation without the credentials in a URL."""
+    return re.sub("//.*@", "//", repr(value))
 
 
 def _remove_inputs(env):

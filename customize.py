@@ -63,7 +63,8 @@ def postprocess(i):
         os.remove(call["RESULT"])
     except FileNotFoundError:
         return _error(
-            "the native script wrote no result: it was interrupted or killed, or Python could not start. Run it again."
+            "the native script wrote no result: it was interrupted or killed, Python could not start, "
+            "or the disk is full. See the messages above, and run it again."
         )
     if (result["requested"], result["folder"]) != (call["SOURCE"], call["INTO"]):
         return _error("the native script's result belongs to another call. Run one call at a time.")

@@ -47,7 +47,7 @@ def preprocess(i):
         print(
             "note: _skip_ssl_verification has no effect: certificates and digests are always verified.", file=sys.stderr
         )
-    inputs["PYTHON"] = sys.executable
+    inputs["PYTHON"] = sys.executable or ""  # None if Python is embedded
     # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}

@@ -188,7 +188,6 @@ def _reject_shell_text(name, value):
 
         text = unquote(value)
     if _SHELL_TEXT.search(text):
-        shown = re.sub("//[^/?#]*@", "//", value)  # remove credentials
         raise ValueError(
             f"{name}: expected no control characters and none of {' '.join(_SHELL_CHARACTERS)}, "
             f"got {_redacted(value)}. Rename the file or folder, or percent-encode the URL."

@@ -782,6 +782,17 @@ def test_reports_a_file_that_stays_open(work: Path, source: Path, old_files: dic
     assert os.listdir(work) == ["data"]
 
 
+@pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to replace a read-only file")
+def test_reports_a_read_only_file(work: Path, source: Path, old_files: dict[str, bytes]) -> None:
+    path = write_files(work / "data", old_files) / "val.txt"
+    path.chmod(stat.S_IREAD)
+    with pytest.raises(FetchError) as caught:
+        fetch_into(work / "data", source, replace=True)
+    path.chmod(stat.S_IWRITE)
+    assert str(caught.value) == f"cannot write {path}: Access is denied (the file is read-only)"
+    assert read_data(work) == old_files
+
+
 @pytest.mark.skipif(not WINDOWS, reason="only Windows refuses to remove an open file")
 def test_waits_until_the_lock_of_its_staging_folder_is_closed(work: Path) -> None:
     """Another call opens it for a moment, to see whether the folder is abandoned."""

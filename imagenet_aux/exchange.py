@@ -75,14 +75,14 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
                 # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
                 item = items.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                item = b""
+                item = None
             seconds = min(time.monotonic() - started, POLL_SECONDS)
             waited += seconds
             on_wait(seconds)
             if item is None:
-                return
-            if item == b"":  # nothing arrived: chunks are never empty
                 continue
+            if item == b"":
+                return
             if isinstance(item, BaseException):
                 raise item
             if has_response:
@@ -109,36 +109,47 @@ def _start_request(url: str, headers: dict[str, str]) -> Iterator[queue.Queue[An
         yield items
     finally:
         adapter.stop()
-        give_up = time.monotonic() + _JOIN_SECONDS
-        while thread.is_alive() and time.monotonic() < give_up:
-            with contextlib.suppress(queue.Empty):
-                items.get_nowait()  # unblocks the thread if the queue is full
-            thread.join(0.01)
+        while not items.empty():
+            items.get_nowait()  # the thread may be waiting for space
+        thread.join(_JOIN_SECONDS)
 
 
 def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.Queue[Any]) -> None:
-    """Put the response into the queue, then the chunks of its body, then None or an exception."""
-    has_response = False
+    """Put the final response into the queue, then the raw chunks of its body, then an empty chunk or an exception."""
+    response = None
     try:
-        for item in _request(url, headers, adapter):
-            items.put(item)
-            has_response = True
-        items.put(None)
+        session = requests.Session()  # one session per request: the server may be closing a pooled connection
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        session.max_redirects = _MAX_REDIRECTS
+        # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        # No read timeout: the caller enforces one that excludes suspended time.
+        timeout = (CONNECT_SECONDS, None)
+        with session, session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            items.put(response)
+            # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
+            raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
+            chunk = None
+            while chunk != b"" and not adapter.is_stopped:
+                chunk = raw.read1(_CHUNK_BYTES)
+                items.put(chunk)
     except _REQUEST_ERRORS as error:
-        is_transient = has_response or any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-        kind = ConnectionFault if is_transient else Unreachable
+        is_lasting = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
+        kind = Unreachable if is_lasting else ConnectionFault
         items.put(kind(_describe(error, url)))
     except BaseException as error:
         items.put(error)
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """An HTTP adapter whose connection another thread can shut down."""
+    """An HTTP adapter with limits, whose connection another thread can shut down."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._socket: socket.socket | None = None
-        self._is_stopped = False
+        self.is_stopped = False
+        self._socket: socket.socket | None = None  # a duplicate, because TLS takes over the original
+        self._header_bytes = 0
 
     def cert_verify(self, conn: Any, *args: Any, **kwargs: Any) -> None:
         """Track the sockets of a connection pool, which the requests library passes here before it sends a request."""
@@ -150,56 +161,35 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
         class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
             def _new_conn(self) -> Any:
+                adapter._shut_down()  # the previous connection in the redirect chain
                 sock = super()._new_conn()
-                adapter._replace_socket(sock.dup())
                 sock.settimeout(None)  # the time limit in `exchange` also covers the TLS handshake
+                adapter._socket = sock.dup()
+                if adapter.is_stopped:
+                    adapter._shut_down()
                 return sock
 
         conn.ConnectionCls = Connection
 
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        """Limit the headers, and close redirect responses, because the requests library would read their bodies."""
+        response = super().build_response(req, resp)
+        self._header_bytes += sum(len(name) + len(value) for name, value in resp.headers.items())
+        if response.is_redirect or self._header_bytes > _MAX_HEADER_BYTES:
+            response.close()
+        if self._header_bytes > _MAX_HEADER_BYTES:
+            raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
+        return response
+
     def stop(self) -> None:
         """Shut down the current connection and any later one, so that blocking reads return."""
-        self._is_stopped = True
+        self.is_stopped = True
         self._shut_down()
-
-    def _replace_socket(self, sock: socket.socket) -> None:
-        self._shut_down()  # close the socket of the previous request in the redirect chain
-        self._socket = sock
-        if self._is_stopped:
-            self._shut_down()
 
     def _shut_down(self) -> None:
         if self._socket:
             with contextlib.suppress(OSError), self._socket as sock:
                 sock.shutdown(socket.SHUT_RDWR)
-
-
-def _request(url: str, headers: dict[str, str], adapter: _Adapter) -> Iterator[Any]:
-    """Send a request; yield the final response, then the raw chunks of its body as they arrive."""
-    header_bytes = 0
-
-    def check_response(response: requests.Response, **_: object) -> None:
-        """Limit the headers, and close redirect responses, because the requests library would read their bodies."""
-        nonlocal header_bytes
-        header_bytes += sum(len(name) + len(value) for name, value in response.raw.headers.items())
-        if response.is_redirect or header_bytes > _MAX_HEADER_BYTES:
-            response.close()
-        if header_bytes > _MAX_HEADER_BYTES:
-            raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
-
-    with requests.Session() as session:  # one session per request: the server may be closing a pooled connection
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        session.max_redirects = _MAX_REDIRECTS
-        session.hooks["response"].append(check_response)
-        # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
-        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
-        # No read timeout: the caller enforces one that excludes suspended time.
-        with session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, None)) as response:
-            yield response
-            # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
-            raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
-            yield from iter(lambda: raw.read1(_CHUNK_BYTES), b"")
 
 
 def host_name(url: str) -> str:

@@ -13,7 +13,7 @@ import urllib3.exceptions
 from urllib3.util import Retry
 
 from .errors import ContentError, SourceError, shorten
-from .exchange import POLL_SECONDS, ConnectionFault, Unreachable, exchange, host_name
+from .exchange import POLL_SECONDS, ConnectionFault, exchange, host_name
 from .manifest import MAX_BYTES
 from .streams import Stream, Watch
 
@@ -75,7 +75,7 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if isinstance(fault, Unreachable) and not self._attempts:
+                if fault.is_lasting and not self._attempts:
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector

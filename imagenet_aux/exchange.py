@@ -51,13 +51,10 @@ _ERROR_TEXTS = (
 class ConnectionFault(SourceError):
     """A fault that another request may fix, after *pause* seconds (None: the default backoff)."""
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float | None = None, is_lasting: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
-
-
-class Unreachable(ConnectionFault):
-    """No response, probably for a lasting reason: an unknown host, a refused connection, a TLS error."""
+        self.is_lasting = is_lasting  # whether the cause is probably an unknown host, a refused connection or TLS
 
 
 def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> Generator[Any, None, None]:
@@ -92,7 +89,8 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
             yield item
     if has_response:
         raise ConnectionFault(f"the connection stalled: {recent_bytes} bytes in {STALL_SECONDS:.0f} s")
-    raise Unreachable(f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s")
+    reason = f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s"
+    raise ConnectionFault(reason, is_lasting=True)
 
 
 @contextlib.contextmanager
@@ -136,8 +134,7 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
                 items.put(chunk)
     except _REQUEST_ERRORS as error:
         is_lasting = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-        kind = Unreachable if is_lasting else ConnectionFault
-        items.put(kind(_describe(error, url)))
+        items.put(ConnectionFault(_describe(error, url), is_lasting=is_lasting))
     except BaseException as error:
         items.put(error)
 

@@ -68,7 +68,11 @@ class Download(Stream):
         while True:
             try:
                 for chunk in self._body():
-                    self._record(chunk)
+                    self.received += len(chunk)
+                    self.total += len(chunk)
+                    self._idle = 0.0
+                    if self.total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
+                        raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
                     yield chunk
                 if self.size is not None and self.received != self.size:
                     raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
@@ -152,18 +156,10 @@ class Download(Stream):
         self._close()
         raise _RestartRequired(reason)
 
-    def _record(self, chunk: bytes) -> None:
-        """Update the counters for a received chunk; raise `SourceError` if the total exceeds MAX_BYTES."""
-        self.received += len(chunk)
-        self._idle = 0.0
-        if self.received - self._best >= MIN_PROGRESS_BYTES:
-            self._attempts, self._best = 0, self.received
-        self.total += len(chunk)
-        if self.total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
-            raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-
     def _wait_to_retry(self, reason: str, pause: float | None) -> None:
         """Wait before the next attempt; raise `SourceError` if a limit is reached."""
+        if self.received - self._best >= MIN_PROGRESS_BYTES:
+            self._attempts, self._best = 0, self.received
         self._attempts += 1
         requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
         if pause is None:

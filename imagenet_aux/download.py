@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import time
-from typing import Any, Callable, Generator, Iterable, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Generator, Iterable, Iterator, TypeVar
 
 import requests
 import urllib3.exceptions
@@ -41,7 +41,7 @@ class Download(Stream):
         self._url = url
         self._validators: dict[str, str] = {}
         self._exchange: Generator[Any, None, None] | None = None
-        self._is_resumed = False
+        self._is_whole = False  # whether the last response is the whole file, not the remaining bytes
         self._attempts = 0  # consecutive attempts without progress
         self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
         self._idle = 0.0  # seconds since the last byte, without suspensions
@@ -52,10 +52,12 @@ class Download(Stream):
             while True:
                 try:
                     return super().deliver(consume)
-                except _RestartRequired as error:  # if a response with the whole file is open, `_body` uses it
+                except _RestartRequired as error:
                     _log.warning("%s: %s. Restarting the download", self.label, error)
+                    if not self._is_whole:  # otherwise, `_body` returns the open response
+                        self._close()
                 except ContentError as error:
-                    if not (self._is_resumed or (self.size is None and error.may_be_incomplete)):
+                    if self._is_whole and not (self.size is None and error.may_be_incomplete):
                         raise
                     self._close()
                     self._wait_to_retry(str(error), 0.0)
@@ -116,11 +118,11 @@ class Download(Stream):
         status = response.status_code
         if status in _RETRYABLE_STATUS:
             raise ConnectionFault(_status_text(response), _retry_after(response))
+        self._is_whole = status == 200
         if status == 206 and self.received:
             self._require_same_file(response)
-            self._is_resumed = True
         elif status == 416 and self.received:
-            self._restart(f"the remaining bytes are not available ({_status_text(response)})")
+            raise _RestartRequired(f"the remaining bytes are not available ({_status_text(response)})")
         elif status == 200:
             self._begin(response)
         else:
@@ -130,31 +132,25 @@ class Download(Stream):
         """Start receiving the whole file from a 200 response."""
         self.size = _content_length(response)
         self._validators = _validators(response)
-        self._is_resumed = False
         if self.size is not None and self.size > MAX_BYTES:
             raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
-        if self.received:  # keep the response open: the restart reads it
+        if self.received:
             raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:
         """Restart the download unless a partial response continues the received bytes."""
-        content_range = response.headers.get("Content-Range", "")
-        match = _CONTENT_RANGE.fullmatch(content_range.strip())
+        found = response.headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(found.strip())
         if not match or int(match[1]) != self.received:
-            self._restart(f"Content-Range: expected bytes {self.received}-, got {shorten(repr(content_range))}")
-        if match[2] != "*":
-            total = int(match[2])
-            if self.size not in (None, total):
-                self._restart(f"the file changed: expected {self.size} bytes, got {total}")
-            self.size = total
+            raise _RestartRequired(f"Content-Range: expected bytes {self.received}-, got {shorten(repr(found))}")
+        total = self.size if match[2] == "*" else int(match[2])
+        if self.size not in (None, total):
+            raise _RestartRequired(f"the file changed: expected {self.size} bytes, got {total}")
+        self.size = total
         for name, value in _validators(response).items():
             if self._validators.get(name, value) != value:
                 old = shorten(self._validators[name])
-                self._restart(f"the file changed: expected {name} {old}, got {shorten(value)}")
-
-    def _restart(self, reason: str) -> NoReturn:
-        self._close()
-        raise _RestartRequired(reason)
+                raise _RestartRequired(f"the file changed: expected {name} {old}, got {shorten(value)}")
 
     def _wait_to_retry(self, reason: str, pause: float | None) -> None:
         """Wait before the next attempt; raise `SourceError` if a limit is reached."""

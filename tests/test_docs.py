@@ -41,7 +41,7 @@ FOREIGN_MESSAGES = [
     "Portable CM script failed",
 ]
 # Names of the functions and exceptions that report messages.
-REPORTERS = re.compile(r"(\w+Error|ConnectionFault|_restart|_error|warning)")
+REPORTERS = re.compile(r"(\w+Error|ConnectionFault|_RestartRequired|_error|warning)")
 
 
 def read(document: str) -> str:

@@ -770,6 +770,18 @@ def test_receives_a_few_chunks_ahead(server: Server) -> None:
     assert b"".join(opened) == BODY * 16
 
 
+def test_stops_the_thread_while_the_buffer_is_full(server: Server) -> None:
+    """The thread waits for space, and the system has received more than the buffer holds."""
+    opened = exchange.exchange(server.serve("a", BODY * 16, Reply()), {}, lambda seconds: None)
+    next(opened)
+    items = opened.gi_frame.f_locals["items"]
+    while items.qsize() < 4:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    opened.close()
+    assert live_threads() == []
+
+
 def test_wait_for_headers_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     waits: list[float] = []

@@ -126,13 +126,17 @@ class _TrailingBytes(ContentError):
 
 def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     """Yield decompressed chunks; a thread makes the next one while the caller uses the last and this reads ahead."""
+    block = _read_block(chunks)
+    if not block:
+        raise ContentError("empty: expected a .tar.gz archive")
+    if not block.startswith(_GZIP_MAGIC):
+        raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(block)}")
     gunzip = _Gunzip()
     calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
     worker = threading.Thread(target=_work, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
     worker.start()
     try:
         output = data = b""
-        block = _read_block(chunks)
         while data or block:
             if len(data) < _MIN_INPUT_BYTES:
                 data, block = data + block, b""
@@ -182,8 +186,7 @@ class _Gunzip:
                 data = data.lstrip(b"\0")  # padding
             if not data:
                 return b"", b""
-            self._member = _start_member(data, self._members)
-            self._members += 1
+            self._start_member(data)
         member = self._member
         try:
             output = member.decompress(data, _MAX_OUTPUT_BYTES)
@@ -195,26 +198,21 @@ class _Gunzip:
         self._member = None
         return output, member.unused_data
 
+    def _start_member(self, data: bytes) -> None:
+        if not data.startswith(_GZIP_MAGIC):
+            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
+            raise _TrailingBytes(text, may_be_incomplete=True)
+        if self._members == _MAX_GZIP_MEMBERS:
+            raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
+        self._member = zlib.decompressobj(_GZIP)
+        self._members += 1
+
     def check_end(self) -> None:
         """Raise `ContentError` if the data may not end here."""
-        if not self._members:
-            raise ContentError("empty: expected a .tar.gz archive")
         if self._member:
             raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
         if self._size < tarfile.BLOCKSIZE:
             raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
-
-
-def _start_member(data: bytes, count: int) -> Any:
-    """Return a decompressor for the gzip member at the start of *data*, which follows *count* others."""
-    if not data.startswith(_GZIP_MAGIC):
-        if count:
-            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
-            raise _TrailingBytes(text, may_be_incomplete=True)
-        raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(data)}")
-    if count == _MAX_GZIP_MEMBERS:
-        raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
-    return zlib.decompressobj(_GZIP)
 
 
 def _guess_format(start: bytes) -> str:

@@ -51,7 +51,8 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     Read the chunks before the next file. Exhaust the iterator: only then are all checksums and trailers verified. Raise
     `ContentError` if the archive is damaged or hostile.
     """
-    compressed = limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB"))
+    # Drop empty chunks: below, an empty chunk marks the end.
+    compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
     with contextlib.closing(_decompress(compressed)) as decompressed:
         unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
         yield from _wanted_members(_TarReader(unpacked), wanted)
@@ -143,8 +144,11 @@ def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
             following: Future[tuple[bytes, bytes]] = Future()
             calls.put((following, data))
             yield output
-            block = block or _read_block(chunks)
+            block = block or next(chunks, b"")
             output, data = following.result()
+            if block and len(block) < _MIN_INPUT_BYTES:  # deliver the output before waiting for more input
+                yield output
+                output, block = b"", block + _read_block(chunks)
         yield output
         gunzip.check_end()
     finally:

@@ -186,10 +186,8 @@ class _Gunzip:
     def decompress(self, data: bytes) -> tuple[bytes, bytes]:
         """Return the next output, perhaps empty, and the rest of *data*: pass it in the next call."""
         if not self._member:
-            if self._members:
-                data = data.lstrip(b"\0")  # padding
-            if not data:
-                return b"", b""
+            if self._members and data.startswith(b"\0"):
+                return b"", data.lstrip(b"\0")  # padding: the caller completes the rest to _MIN_INPUT_BYTES
             self._start_member(data)
         member = self._member
         try:

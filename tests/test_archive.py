@@ -984,11 +984,13 @@ def test_chunks_of_one_byte_yield_the_same_files(zlib_module: object) -> None:
 
 
 @with_each_zlib
+@pytest.mark.parametrize("padding", [0, 70_000])
 @pytest.mark.parametrize("flags", range(0, 32, 2))
-def test_a_gzip_header_may_be_split_anywhere(zlib_module: object, flags: int) -> None:
+def test_a_gzip_header_may_be_split_anywhere(zlib_module: object, flags: int, padding: int) -> None:
     fields = EXTRA_FIELD * bool(flags & 4) + b"name\0" * bool(flags & 8) + b"comment\0" * bool(flags & 16)
-    # The unpacker joins the first 512 bytes, so put the header to split after them.
-    first, second = gzip.compress(TAR[:2000], 0), gzip_member(TAR[2000:], flags, fields)
+    # The unpacker joins the first 65,536 bytes, so put the header to split after them.
+    first = gzip.compress(tar_entry("skipped", bytes(70_000)) + TAR[:2000], 0) + bytes(padding)
+    second = gzip_member(TAR[2000:], flags, fields)
     header_size = 10 + len(fields) + (2 if flags & 2 else 0)
     for cut in range(len(first), len(first) + header_size + 2):
         assert unpack(split_chunks(first + second, [cut]), zlib_module) == RICH_FILES

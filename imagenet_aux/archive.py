@@ -51,7 +51,7 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     Read the chunks before the next file. Exhaust the iterator: only then are all checksums and trailers verified. Raise
     `ContentError` if the archive is damaged or hostile.
     """
-    # Drop empty chunks: below, an empty chunk marks the end.
+    # Drop empty chunks, because an empty chunk marks the end in `_decompress` and `_TarReader`.
     compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
     with contextlib.closing(_decompress(compressed)) as decompressed:
         unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
@@ -64,13 +64,13 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
 def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Member]:
     seen: set[str] = set()
     is_after_pax = False
-    for entry in itertools.count(1):
+    for number in itertools.count(1):
         if tar.is_at_end() and not is_after_pax:  # after a pax header, read() reports the truncation
             return
         block = tar.read(tarfile.BLOCKSIZE)
         if not any(block):
             return
-        if entry > _MAX_ENTRIES:
+        if number > _MAX_ENTRIES:
             raise ContentError(f"more than {_MAX_ENTRIES} entries")
         header = _parse_header(block)
         is_after_pax = header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
@@ -126,7 +126,7 @@ class _TrailingBytes(ContentError):
 
 
 def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yield decompressed chunks; a thread makes the next one while the caller uses the last and this reads ahead."""
+    """Yield decompressed chunks. While a thread makes the next one, the caller uses the last one and input is read."""
     block = _read_block(chunks)
     if not block:
         raise ContentError("empty: expected a .tar.gz archive")
@@ -137,18 +137,18 @@ def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     worker = threading.Thread(target=_work, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
     worker.start()
     try:
-        output = data = b""
-        while data or block:
-            if len(data) < _MIN_INPUT_BYTES:
-                data, block = data + block, b""
-            following: Future[tuple[bytes, bytes]] = Future()
-            calls.put((following, data))
-            yield output
+        output = rest = b""  # rest: the input that the last call did not consume
+        while rest or block:
+            if len(rest) < _MIN_INPUT_BYTES:
+                if block and len(rest) + len(block) < _MIN_INPUT_BYTES:
+                    yield output  # on a slow connection, reading the rest of the block may take long
+                    output, block = b"", block + _read_block(chunks)
+                rest, block = rest + block, b""
+            result: Future[tuple[bytes, bytes]] = Future()
+            calls.put((result, rest))
+            yield output  # the caller uses it while the thread works
             block = block or next(chunks, b"")
-            output, data = following.result()
-            if block and len(block) < _MIN_INPUT_BYTES:  # deliver the output before waiting for more input
-                yield output
-                output, block = b"", block + _read_block(chunks)
+            output, rest = result.result()
         yield output
         gunzip.check_end()
     finally:
@@ -167,54 +167,55 @@ def _read_block(chunks: Iterator[bytes]) -> bytes:
 
 
 def _work(gunzip: _Gunzip, calls: queue.SimpleQueue[Any]) -> None:
-    """Decompress in a thread until a call is None. A ThreadPoolExecutor would stop when the main thread ends."""
-    for future, data in iter(calls.get, None):
+    """Run queued calls until None. A ThreadPoolExecutor would reject calls once the main thread has ended."""
+    for result, data in iter(calls.get, None):
         try:
-            future.set_result(gunzip.decompress(data))
+            result.set_result(gunzip.decompress(data))
         except BaseException as error:
-            future.set_exception(error)
+            result.set_exception(error)
 
 
 class _Gunzip:
     """A decompressor for several gzip members; zlib verifies their headers, CRCs and lengths."""
 
     def __init__(self) -> None:
-        self._member: Any = None  # the decompressor of the current gzip member
-        self._members = 0
-        self._size = 0  # of the output
+        self._decompressor: Any = None  # of the current gzip member
+        self._member_count = 0
+        self._output_size = 0
 
     def decompress(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the next output, perhaps empty, and the rest of *data*: pass it in the next call."""
-        if not self._member:
-            if self._members and data.startswith(b"\0"):
+        """Return the next output, perhaps empty, and the unconsumed rest of *data*, which the next call must repeat."""
+        if not self._decompressor:
+            if self._member_count and data.startswith(b"\0"):
                 return b"", data.lstrip(b"\0")  # padding: the caller completes the rest to _MIN_INPUT_BYTES
             self._start_member(data)
-        member = self._member
+        decompressor = self._decompressor
         try:
-            output = member.decompress(data, _MAX_OUTPUT_BYTES)
+            output = decompressor.decompress(data, _MAX_OUTPUT_BYTES)
         except zlib.error as error:  # type: ignore[misc]
             raise ContentError(f"damaged: {error}") from None
-        self._size += len(output)
-        if not member.eof:  # with pending output, part of the gzip trailer is still in the rest
-            return output, member.unconsumed_tail
-        self._member = None
-        return output, member.unused_data
+        self._output_size += len(output)
+        if decompressor.eof:
+            self._decompressor = None
+            return output, decompressor.unused_data
+        # Pending output is never lost: without eof, the gzip trailer has not been read, so a call or an error follows.
+        return output, decompressor.unconsumed_tail
 
     def _start_member(self, data: bytes) -> None:
         if not data.startswith(_GZIP_MAGIC):
             text = "truncated: expected an end-of-archive block in the tar, got trailing data"
             raise _TrailingBytes(text, may_be_incomplete=True)
-        if self._members == _MAX_GZIP_MEMBERS:
+        if self._member_count == _MAX_GZIP_MEMBERS:
             raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
-        self._member = zlib.decompressobj(_GZIP)
-        self._members += 1
+        self._decompressor = zlib.decompressobj(_GZIP)
+        self._member_count += 1
 
     def check_end(self) -> None:
-        """Raise `ContentError` if the data may not end here."""
-        if self._member:
+        """Raise `ContentError` if the input ended too early."""
+        if self._decompressor:
             raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
-        if self._size < tarfile.BLOCKSIZE:
-            raise ContentError(f"not a tar: it unpacks to {self._size} bytes")
+        if self._output_size < tarfile.BLOCKSIZE:
+            raise ContentError(f"not a tar: it unpacks to {self._output_size} bytes")
 
 
 def _guess_format(start: bytes) -> str:
@@ -256,16 +257,16 @@ def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
     if not name.isprintable() or "\\" in name or ":" in parts[0] or ".." in parts or not name or name[0] == "/":
         raise ContentError(f"unsafe entry name {_quote(name)}")
     if header.type == tarfile.DIRTYPE:
-        folders, plain = parts, ""
+        folders, base_name = parts, ""
     elif header.type in tarfile.REGULAR_TYPES and header.type != tarfile.GNUTYPE_SPARSE and parts[-1] not in ("", "."):
-        folders, plain = parts[:-1], parts[-1]
+        folders, base_name = parts[:-1], parts[-1]
     else:
         raise ContentError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
     if not set(folders).isdisjoint(wanted):
         raise ContentError(f"folder {_quote(name)}: expected a regular file with this name")
-    if not plain and header.size:
+    if not base_name and header.size:
         raise ContentError(f"folder {_quote(name)}: expected no data, got {header.size} bytes")
-    return plain
+    return base_name
 
 
 def _quote(name: str) -> str:

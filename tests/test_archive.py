@@ -836,7 +836,9 @@ def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
 
 def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 18) -> list[tuple[str, bytes]] | None:
     """Read all members, or return None if the archive is rejected; other exceptions propagate."""
-    with mock.patch.object(unpacker, "zlib", zlib_module), mock.patch.object(unpacker, "_MAX_OUTPUT_BYTES", chunk_size):
+    # The limits are smaller than usual, so that short archives take several calls too.
+    names = {"zlib": zlib_module, "_MIN_INPUT_BYTES": 600, "_MAX_OUTPUT_BYTES": chunk_size}
+    with mock.patch.multiple(unpacker, **names):
         try:
             return read_members(chunks)
         except ContentError as error:
@@ -988,12 +990,40 @@ def test_chunks_of_one_byte_yield_the_same_files(zlib_module: object) -> None:
 @pytest.mark.parametrize("flags", range(0, 32, 2))
 def test_a_gzip_header_may_be_split_anywhere(zlib_module: object, flags: int, padding: int) -> None:
     fields = EXTRA_FIELD * bool(flags & 4) + b"name\0" * bool(flags & 8) + b"comment\0" * bool(flags & 16)
-    # The unpacker joins the first 65,536 bytes, so put the header to split after them.
+    # The unpacker joins the first bytes, so put the header to split after them.
     first = gzip.compress(tar_entry("skipped", bytes(70_000)) + TAR[:2000], 0) + bytes(padding)
     second = gzip_member(TAR[2000:], flags, fields)
     header_size = 10 + len(fields) + (2 if flags & 2 else 0)
     for cut in range(len(first), len(first) + header_size + 2):
         assert unpack(split_chunks(first + second, [cut]), zlib_module) == RICH_FILES
+
+
+@with_each_zlib
+def test_a_gzip_header_may_arrive_byte_by_byte(zlib_module: object) -> None:
+    first = gzip.compress(tar_entry("skipped", bytes(70_000)) + TAR[:2000], 0)
+    second = gzip_member(TAR[2000:], 31, EXTRA_FIELD + b"name\0comment\0")
+    assert unpack(split_chunks(first + second, [len(first), *[1] * len(second)]), zlib_module) == RICH_FILES
+
+
+@pytest.mark.parametrize("size", [10, 70_000])
+def test_delivers_the_output_before_waiting_for_more_input(size: int) -> None:
+    """The output of the first chunk takes several calls. The second chunk alone may be too small for a call."""
+    data = os.urandom(MIB).hex().encode()
+    packed = gzip.compress(tar_entry("val.txt", data) + END, 1)
+    first, second = packed[:800_000], packed[800_000 : 800_000 + size]
+    available = len(zlib.decompressobj(31).decompress(first)) - BLOCK
+    received = 0
+
+    def chunks() -> Iterator[bytes]:
+        yield first
+        yield second
+        assert received >= available > MIB
+        yield packed[800_000 + size :]
+
+    for _, _, content in unpacker.members(chunks(), ["val.txt"]):
+        for chunk in content:
+            received += len(chunk)
+    assert received == len(data)
 
 
 @with_each_zlib

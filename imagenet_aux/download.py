@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
-MAX_IDLE_SECONDS = 20.0  # no retry after this time without data
+MAX_IDLE_SECONDS = 20.0  # give up after this time without data
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
@@ -41,10 +41,10 @@ class Download(Stream):
         self._url = url
         self._validators: dict[str, str] = {}
         self._exchange: Generator[Any, None, None] | None = None
-        self._is_whole = False  # whether the last response is the whole file, not the remaining bytes
-        self._attempts = 0  # consecutive attempts without progress
-        self._best = 0  # `received` at the last progress; a restart must exceed it to count as progress
-        self._idle = 0.0  # seconds since the last byte, without suspensions
+        self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes
+        self._attempts = 0  # consecutive attempts without progress; 0 only before the first fault
+        self._best = 0  # `received` at the last progress; after a restart, only bytes beyond it count
+        self._idle = 0.0  # seconds since the last byte, not counting suspended time
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
@@ -52,12 +52,13 @@ class Download(Stream):
             while True:
                 try:
                     return super().deliver(consume)
-                except _RestartRequired as error:
+                except _RestartRequired as error:  # needs no limit: it follows a fault, which `_wait_to_retry` limits
                     _log.warning("%s: %s. Restarting the download", self.label, error)
-                    if not self._is_whole:  # otherwise, `_body` returns the open response
+                    if not self._is_full_response:  # a full response stays open, and `_body` returns it
                         self._close()
                 except ContentError as error:
-                    if self._is_whole and not (self.size is None and error.may_be_incomplete):
+                    may_be_cut = self.size is None and error.may_be_incomplete
+                    if self._is_full_response and not may_be_cut:
                         raise
                     self._close()
                     self._wait_to_retry(str(error), 0.0)
@@ -81,7 +82,7 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if fault.is_lasting and not self._attempts:
+                if fault.is_permanent and not self._attempts:  # the host has never responded
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
@@ -90,7 +91,7 @@ class Download(Stream):
         """Return the chunks of the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
             self._exchange = exchange(self._url, self._range_headers(), self._on_wait)
-            self._read_head(next(self._exchange))
+            self._read_head(next(self._exchange))  # the chunks follow
         return self._exchange
 
     def _close(self) -> None:
@@ -118,7 +119,7 @@ class Download(Stream):
         status = response.status_code
         if status in _RETRYABLE_STATUS:
             raise ConnectionFault(_status_text(response), _retry_after(response))
-        self._is_whole = status == 200
+        self._is_full_response = status == 200
         if status == 206 and self.received:
             self._require_same_file(response)
         elif status == 416 and self.received:
@@ -138,7 +139,7 @@ class Download(Stream):
             raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:
-        """Restart the download unless a partial response continues the received bytes."""
+        """Raise `_RestartRequired` unless a partial response continues the received bytes."""
         found = response.headers.get("Content-Range", "")
         match = _CONTENT_RANGE.fullmatch(found.strip())
         if not match or int(match[1]) != self.received:

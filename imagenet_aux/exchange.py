@@ -28,7 +28,7 @@ _THREAD_NAME = "imagenet_aux download"
 
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 5.0  # for each address of a host
-STALL_SECONDS = 15.0  # limit for all headers, including redirects; then for each STALL_BYTES of the body
+STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for every STALL_BYTES of the body
 STALL_BYTES = 4096
 
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
@@ -51,10 +51,10 @@ _ERROR_TEXTS = (
 class ConnectionFault(SourceError):
     """A fault that another request may fix, after *pause* seconds (None: the default backoff)."""
 
-    def __init__(self, reason: str, pause: float | None = None, is_lasting: bool = False) -> None:
+    def __init__(self, reason: str, pause: float | None = None, is_permanent: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
-        self.is_lasting = is_lasting  # whether the cause is probably an unknown host, a refused connection or TLS
+        self.is_permanent = is_permanent  # probably an unknown host, a refused connection or a TLS error
 
 
 def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> Generator[Any, None, None]:
@@ -63,34 +63,39 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
     Raise `ConnectionFault` if the request fails, or if the connection breaks or stalls. *on_wait* receives the duration
     of each wait, in seconds. Time that the process spends suspended does not count.
     """
-    has_response = False
-    recent_bytes, waited = 0, 0.0  # since the start, the response, or the last STALL_BYTES
     with _start_request(url, headers) as items:
-        while waited < STALL_SECONDS:
-            started = time.monotonic()
-            try:
-                # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
-                item = items.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                item = None
-            seconds = min(time.monotonic() - started, POLL_SECONDS)
-            waited += seconds
-            on_wait(seconds)
-            if item is None:
-                continue
-            if item == b"":
+        response, _ = _next_item(items, STALL_SECONDS, on_wait)
+        if response is None:
+            reason = f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s"
+            raise ConnectionFault(reason, is_permanent=True)
+        yield response
+        received, seconds_left = 0, STALL_SECONDS
+        while True:
+            chunk, seconds_left = _next_item(items, seconds_left, on_wait)
+            if chunk is None:
+                raise ConnectionFault(f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s")
+            if not chunk:
                 return
-            if isinstance(item, BaseException):
-                raise item
-            if has_response:
-                recent_bytes += len(item)
-            if not has_response or recent_bytes >= STALL_BYTES:
-                has_response, recent_bytes, waited = True, 0, 0.0
-            yield item
-    if has_response:
-        raise ConnectionFault(f"the connection stalled: {recent_bytes} bytes in {STALL_SECONDS:.0f} s")
-    reason = f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s"
-    raise ConnectionFault(reason, is_lasting=True)
+            received += len(chunk)
+            if received >= STALL_BYTES:
+                received, seconds_left = 0, STALL_SECONDS
+            yield chunk
+
+
+def _next_item(items: queue.Queue[Any], limit: float, on_wait: Callable[[float], None]) -> tuple[Any, float]:
+    """Return the next item, or None after *limit* seconds, and the seconds left. Raise an item that is an error."""
+    item = None
+    while item is None and limit > 0:
+        started = time.monotonic()
+        # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
+        with contextlib.suppress(queue.Empty):
+            item = items.get(timeout=POLL_SECONDS)
+        seconds = min(time.monotonic() - started, POLL_SECONDS)
+        limit -= seconds
+        on_wait(seconds)
+    if isinstance(item, BaseException):
+        raise item
+    return item, limit
 
 
 @contextlib.contextmanager
@@ -120,63 +125,60 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         session.max_redirects = _MAX_REDIRECTS
-        # Read the body undecoded: some servers send .tar.gz files with Content-Encoding: gzip.
+        # Some servers send .tar.gz files with Content-Encoding: gzip anyway; read1() does not decode them.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         # No read timeout: the caller enforces one that excludes suspended time.
         timeout = (CONNECT_SECONDS, None)
         with session, session.get(url, headers=headers, stream=True, timeout=timeout) as response:
             items.put(response)
-            # read() would block until the chunk is full. Before urllib3 2.1, only the inner response has read1().
+            # Unlike read(), read1() returns what has arrived. Before urllib3 2.1, only the inner response has it.
             raw: Any = response.raw if hasattr(response.raw, "read1") else response.raw._fp
-            chunk = None
-            while chunk != b"" and not adapter.is_stopped:
-                chunk = raw.read1(_CHUNK_BYTES)
+            for chunk in iter(lambda: raw.read1(_CHUNK_BYTES), b""):
                 items.put(chunk)
+                if adapter.is_stopped:
+                    return
+            items.put(b"")
     except _REQUEST_ERRORS as error:
-        is_lasting = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-        items.put(ConnectionFault(_describe(error, url), is_lasting=is_lasting))
-    except BaseException as error:
+        is_permanent = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
+        items.put(ConnectionFault(_describe(error, url), is_permanent=is_permanent))
+    except BaseException as error:  # such as the SourceError from build_response; `exchange` raises it
         items.put(error)
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """An HTTP adapter with limits, whose connection another thread can shut down."""
+    """An HTTP adapter that limits response headers, and whose connection another thread can shut down."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_stopped = False
-        self._socket: socket.socket | None = None  # a duplicate, because TLS takes over the original
+        self._socket: socket.socket | None = None
         self._header_bytes = 0
 
     def cert_verify(self, conn: Any, *args: Any, **kwargs: Any) -> None:
-        """Track the sockets of a connection pool, which the requests library passes here before it sends a request."""
+        """Track the sockets of *conn*, a connection pool: the requests library passes it here before each request."""
         try:
             super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        except OSError as error:
-            raise requests.exceptions.SSLError(str(error)) from None  # the file in REQUESTS_CA_BUNDLE does not exist
-        adapter = self
-
-        class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
-            def _new_conn(self) -> Any:
-                adapter._shut_down()  # the previous connection in the redirect chain
-                sock = super()._new_conn()
-                sock.settimeout(None)  # the time limit in `exchange` also covers the TLS handshake
-                adapter._socket = sock.dup()
-                if adapter.is_stopped:
-                    adapter._shut_down()
-                return sock
-
-        conn.ConnectionCls = Connection
+        except OSError as error:  # the file in REQUESTS_CA_BUNDLE does not exist
+            raise requests.exceptions.SSLError(str(error)) from None
+        conn.ConnectionCls = _tracked(type(conn).ConnectionCls, self)  # the class's, as a pool may come here twice
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         """Limit the headers, and close redirect responses, because the requests library would read their bodies."""
         response = super().build_response(req, resp)
         self._header_bytes += sum(len(name) + len(value) for name, value in resp.headers.items())
-        if response.is_redirect or self._header_bytes > _MAX_HEADER_BYTES:
-            response.close()
         if self._header_bytes > _MAX_HEADER_BYTES:
+            response.close()
             raise SourceError(f"response headers larger than {_MAX_HEADER_BYTES >> 10} KiB")
+        if response.is_redirect:
+            response.close()
         return response
+
+    def track(self, sock: socket.socket) -> None:
+        """Shut down the previous connection, which a redirect has replaced, and keep a duplicate of the new socket."""
+        self._shut_down()
+        self._socket = sock.dup()  # TLS takes over the original
+        if self.is_stopped:
+            self._shut_down()
 
     def stop(self) -> None:
         """Shut down the current connection and any later one, so that blocking reads return."""
@@ -187,6 +189,19 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if self._socket:
             with contextlib.suppress(OSError), self._socket as sock:
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def _tracked(cls: Any, adapter: _Adapter) -> Any:
+    """Return a subclass of a urllib3 connection class whose sockets the adapter can shut down."""
+
+    class Connection(cls):  # type: ignore[misc]
+        def _new_conn(self) -> Any:
+            sock = super()._new_conn()
+            sock.settimeout(None)  # the time limit in `exchange` also covers the TLS handshake
+            adapter.track(sock)
+            return sock
+
+    return Connection
 
 
 def host_name(url: str) -> str:

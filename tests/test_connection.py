@@ -305,6 +305,12 @@ FAILED = [
     Failed("no gzip trailer", TRUNCATED, body(ARCHIVE[:-8])),
     Failed("no gzip trailer, no length", TRUNCATED + GAVE_UP, body(ARCHIVE[:-8], length=False), requests=5),
     Failed("flipped bit, no length", r"damaged: ", body(ARCHIVE[:CUT] + b"??" + ARCHIVE[CUT + 2 :], length=False)),
+    Failed(
+        "always closed before the response",
+        r"no response from 127\.0\.0\.1: .*closed connection without response" + GAVE_UP,
+        (Reply(raw=b""),),
+        requests=5,
+    ),
     # Always cut
     Failed("always cut, no ranges", CUT_SHORT + GAVE_UP, (Reply(stop_at=CUT, ranges=False),), requests=5),
     Failed("always cut, no length", TRUNCATED + GAVE_UP, (HALF_NO_LENGTH,), requests=5),

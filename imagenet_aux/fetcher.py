@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import Iterable, NamedTuple
+from typing import Iterable, Mapping, NamedTuple
 
 from . import archive, sources
 from .errors import ContentError, FetchError, SourceError, redact
@@ -16,7 +16,7 @@ from .verify import File, digest_name, inspect_chunks, inspect_file, missing, ne
 
 _log = logging.getLogger(__name__)
 
-MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another one is left
+MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
 RATE_SECONDS = 30.0  # window for measuring the rate
 
 
@@ -103,11 +103,11 @@ def _aborting(watch: Watch) -> Watch:
 
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
-    lock = Stream("another process", watch)  # watched like a transfer, so that a signal ends the wait
+    lock_wait = Stream("another process", watch)  # watched like a transfer, so that a signal ends the wait
 
     def on_wait(seconds: float) -> None:
-        lock.waited += seconds
-        watch(lock)
+        lock_wait.waited += seconds
+        watch(lock_wait)
 
     failures: list[str] = []
     for candidate in candidates:
@@ -152,7 +152,7 @@ def _require_rate(watch: Watch) -> Watch:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    A user-supplied source must match its digest, if it has one. A mirror must match its digest, or each file its own.
+    A custom source must match its digest, if it has one. A mirror must match its digest, or each file its own.
     """
 
     source: Source
@@ -163,24 +163,29 @@ class _Fetch(NamedTuple):
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
-        files: list[File] = []
         if self.source.files is None:
             files = self._open(self.source.address).deliver(self._unpack)
-        for name, location in (self.source.files or {}).items():
-            stream = self._open(location)
-            try:
-                files.append(self._receive(name, stream, MAX_BYTES - sum(file.size for file in files)))
-            except SourceError as error:
-                reason = f"{name}: {error}"
-                if name not in self.source.optional:
-                    raise SourceError(reason) from None
-                _log.warning("%s: %s", redact(self.source.address), reason)
+        else:
+            files = self._stage_files(self.source.files)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         required = [name for name in missing(files, self.manifest) if name not in self.source.optional]
         if required and not self.source.is_custom:
             raise SourceError(f"missing files: {', '.join(required)}")
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
+
+    def _stage_files(self, locations: Mapping[str, str]) -> list[File]:
+        """Stage the files that the source serves individually; skip optional files that fail."""
+        files: list[File] = []
+        for name, location in locations.items():
+            stream = self._open(location)
+            try:
+                files.append(self._stage_file(name, stream, MAX_BYTES - sum(file.size for file in files)))
+            except SourceError as error:
+                if name not in self.source.optional:
+                    raise SourceError(f"{name}: {error}") from None
+                _log.warning("%s: %s: %s", redact(self.source.address), name, error)
+        return files
 
     def _open(self, location: str) -> Stream:
         """Open a URL or a path."""
@@ -216,7 +221,7 @@ class _Fetch(NamedTuple):
             raise ContentError(f"differs from the published files: {', '.join(differing)}")
         return files
 
-    def _receive(self, name: str, stream: Stream, limit: int) -> File:
+    def _stage_file(self, name: str, stream: Stream, limit: int) -> File:
         """Stage a file that the source serves individually, of at most *limit* bytes."""
         too_large = SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
         return stream.deliver(lambda chunks: self._write(name, stream.size, limit_size(chunks, too_large, limit)))

@@ -131,31 +131,33 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
             raise KeyboardInterrupt
         progress(stream)
 
-    code = 0
+    code, error = 0, ""
     report: dict[str, Any] = {"requested": args.source, "folder": args.into}  # the content of the result file
     try:
         folder = report["folder"] = target_folder(args.into)
         result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         report.update(source=result.source, verified=result.verified, files=list(result.paths))
-    except KeyboardInterrupt:
-        code, report["error"] = 128 + received[0], f"interrupted by {signal.Signals(received[0]).name}"
-    except FetchError as error:
-        code, report["error"] = 1, str(error)
-    except Exception as error:
+    except KeyboardInterrupt:  # raised by `watch`
+        code, error = 128 + received[0], f"interrupted by {signal.Signals(received[0]).name}"
+    except FetchError as failure:
+        code, error = 1, str(failure)
+    except Exception as failure:
         if os.environ.get(_DEBUG):
             progress.write(redact(traceback.format_exc()))
-        text = "".join(traceback.format_exception_only(type(error), error)).strip()
-        code, report["error"] = 1, str(FetchError(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
+        text = "".join(traceback.format_exception_only(type(failure), failure)).strip()
+        code, error = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()
-    if not code:
+    if code:
+        report["error"] = error
+    else:
         print(_table(result.files, "verified") + f"in {folder}", flush=True)
-    if not args.result:
-        return _fail(report["error"], code) if code else 0
-    try:
-        _write_atomically(args.result, json.dumps(report))
-    except OSError as error:
-        return _fail(printable(f"cannot write {args.result}: {error.strerror}"))
-    return 0
+    if args.result:  # the caller reads the error from the file, so exit with 0
+        try:
+            _write_atomically(args.result, json.dumps(report))
+        except OSError as failure:
+            return _fail(printable(f"cannot write {args.result}: {failure.strerror}"))
+        return 0
+    return _fail(error, code) if code else 0
 
 
 def _fail(text: str, code: int = 1) -> int:

@@ -13,7 +13,7 @@ MAX_BYTES = 200 << 20
 class Source(NamedTuple):
     """A built-in mirror or a user-supplied source: an archive or individual files, on a host or a disk."""
 
-    address: str  # URL or path; for a mirror, users select it by this URL, with or without the query
+    address: str  # URL or path; users select a mirror by its URL, with or without the query
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
     files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror

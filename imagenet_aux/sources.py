@@ -41,7 +41,7 @@ def _normalized(address: str) -> str:
 
 def _user_source(source: str, manifest: Manifest) -> Source:
     if is_http(source):
-        # `redact` takes a space for the end of a URL, even in a password.
+        # `redact` treats a space as the end of a URL, even in a password.
         return Source(source.replace(" ", "%20"), is_custom=True)
     path = _local_path(source)
     if os.path.exists(path) and not os.path.isdir(path):

@@ -1,6 +1,6 @@
 """Stage files in a hidden folder inside the target, then publish them with atomic renames.
 
-There, they are on the target's file system and inherit its group and access control list.
+Staged there, they are on the target's file system and inherit its group and access control list.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _BEING_REMOVED: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError,
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
 T = TypeVar("T")
-OnWait = Callable[[float], None]  # receives the duration of a wait in seconds; its exceptions end the wait
+OnWait = Callable[[float], None]  # receives the duration of a wait in seconds; an exception from it ends the wait
 
 
 @contextlib.contextmanager
 def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
-    """Create a staging folder inside the target, and remove it on exit. Call *on_wait* while another process locks it.
+    """Create a staging folder inside the target, and remove it on exit. Call *on_wait* while waiting for the lock.
 
     Also remove the staging folders of killed processes: on this host if their lock is free, and on other hosts after a
     day, because some network file systems keep locks local to each host.
@@ -149,7 +149,7 @@ class Staging(NamedTuple):
 
 
 def _link(path: str, link: str) -> bool:
-    """Create a hard link, with which readers find the file at all times; return False if links are not supported."""
+    """Create a hard link, so that the path exists at all times; return False if links are not supported."""
     try:
         if sys.platform == "win32":
             # Windows can link an open file, but not remove the link. A rename fails until the file is closed.

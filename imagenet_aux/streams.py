@@ -30,7 +30,7 @@ class Stream:
         self.waited = 0.0  # seconds spent waiting for the host
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
-        """Return ``consume(chunks)``, called when the first chunk has arrived and *size* is known.
+        """Return ``consume(chunks)``, called when the first chunk has arrived and *size* is set.
 
         Raise `ContentError` if the stream is HTML. A subclass may retry: it then calls *consume* again, from the first
         byte.
@@ -97,5 +97,5 @@ def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
         if start.lstrip(_IGNORABLE_PREFIX) or len(start) > _MAX_PREFIX_BYTES:
             break
     if start.lstrip(_IGNORABLE_PREFIX).startswith(b"<"):
-        raise ContentError("HTML or XML instead of the file: the link may have expired, or may require a login")
+        raise ContentError("HTML or XML instead of the file: a link may have expired, or may require a login")
     return itertools.chain([start], iterator)

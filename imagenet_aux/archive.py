@@ -186,7 +186,7 @@ class _Gunzip:
     def decompress(self, data: bytes) -> tuple[bytes, bytes]:
         """Return the next output, perhaps empty, and the unconsumed rest of *data*, which the next call must repeat."""
         if not self._decompressor:
-            if self._member_count and data.startswith(b"\0"):
+            if data.startswith(b"\0"):
                 return b"", data.lstrip(b"\0")  # padding: the caller completes the rest to _MIN_INPUT_BYTES
             self._start_member(data)
         decompressor = self._decompressor

@@ -307,8 +307,9 @@ def _retry(
         except errors:
             if time.monotonic() > give_up:
                 raise
+        started = time.monotonic()
         time.sleep(_RETRY_SECONDS)
-        on_wait(_RETRY_SECONDS)
+        on_wait(time.monotonic() - started)
 
 
 @contextlib.contextmanager

@@ -160,7 +160,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
             super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
         except OSError as error:  # the file in REQUESTS_CA_BUNDLE does not exist
             raise requests.exceptions.SSLError(str(error)) from None
-        conn.ConnectionCls = _tracked(type(conn).ConnectionCls, self)  # the class's, as a pool may come here twice
+        conn.ConnectionCls = _tracked(type(conn).ConnectionCls, self)  # type(): track a pool that comes twice only once
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         """Limit the headers, and close redirect responses, because the requests library would read their bodies."""

@@ -109,7 +109,9 @@ def _read_inputs(i, folder):
         if not isinstance(value, str):
             raise ValueError(f"{name}: expected a string, got {_redacted(value)}. Pass --{name}=VALUE.")
         if len(value) > _MAX_CHARACTERS:
-            raise ValueError(f"{name}: expected at most {_MAX_CHARACTERS} characters, got {len(value)}.")
+            raise ValueError(
+                f"{name}: expected at most {_MAX_CHARACTERS} characters, got {len(value)}. Pass a shorter one."
+            )
     if not re.fullmatch("[0-9a-fA-F]*", checksum):
         raise ValueError(f"checksum: expected hex digits, got {checksum!r}. Pass the MD5 or SHA-256 of the archive.")
     source = url if not url or "://" in url or url.lower().startswith("file:") else _absolute(url, current)
@@ -123,7 +125,7 @@ def _read_inputs(i, folder):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run
-    # A link leads to a folder of the user.
+    # If the entry links to another folder, the files there may be the user's own.
     is_replaceable = into == os.path.join(folder, "data") and not os.path.islink(into) and _is_cache_entry(folder, i)
     return {
         "SOURCE": source,

@@ -310,7 +310,7 @@ def test_error_hides_the_password_in_a_url_that_is_not_a_string(home: CmHome) ->
 @pytest.mark.parametrize("name", ["url", "checksum"])
 def test_rejects_a_value_that_is_too_long_for_the_environment(name: str, home: CmHome) -> None:
     result = home.run_api(tags=TAGS, **{name: "0" * 20_000})
-    assert result["error"] == f"{name}: expected at most 16384 characters, got 20000."
+    assert result["error"] == f"{name}: expected at most 16384 characters, got 20000. Pass a shorter one."
 
 
 def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: bytes) -> None:

@@ -12,9 +12,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from imagenet_aux.manifest import MANIFEST
+
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = "get,aux,imagenet-aux"
 WINDOWS = sys.platform == "win32"
+KEYS = {
+    "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
+    "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
+    "CM_DATASET_AUX_IMAGENET_MEAN_PATH": "imagenet_mean.binaryproto",
+    "CM_DATASET_AUX_SYNSETS_PATH": "synsets.txt",
+    "CM_DATASET_AUX_SYNSET_WORDS_PATH": "synset_words.txt",
+    "CM_DATASET_AUX_TEST_PATH": "test.txt",
+    "CM_DATASET_AUX_TRAIN_PATH": "train.txt",
+    "CM_DATASET_AUX_VAL_PATH": "val.txt",
+}
+# Files that are added to the manifest later get a key, too.
+KEYS.update(
+    {f"CM_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
+)
+# The metadata of a script that depends on this one, without its dependencies.
+PARENT = {
+    "alias": "needs-aux",
+    "uid": "0123456789abcdef",
+    "automation_alias": "script",
+    "automation_uid": "5b4e0237da074764",
+    "tags": ["needs", "aux"],
+}
 
 # Inherit only these variables: others, such as PYTHON*, REQUESTS_CA_BUNDLE, NETRC, CM_* and MLC_*, affect the results.
 _INHERITED = re.compile(

@@ -83,6 +83,13 @@ def without_privileges() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--"]
 
 
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a file, create its folder if needed, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
     """Write files into a new folder and return it."""
     folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -118,6 +119,12 @@ class Server:
     def requests_for(self, name: str) -> list[dict[str, str]]:
         """Return the headers of each request for a file."""
         return [headers for _, path, headers in self.requests if path.partition("?")[0] == "/" + name]
+
+    def wait_for_requests(self, client: subprocess.Popen[Any], count: int = 1) -> None:
+        """Wait until the server has received this many requests; fail if the client ends before."""
+        while len(self.requests) < count:
+            assert client.poll() is None
+            time.sleep(0.01)
 
     def next_reply(self, path: str) -> tuple[bytes, Reply] | None:
         """Return the file and the reply for a request, or None if there is no such file."""

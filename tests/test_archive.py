@@ -846,7 +846,7 @@ def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 
             return None
 
 
-def test_trailing_bytes_without_end_of_archive_may_be_a_truncated_transfer() -> None:
+def test_trailing_bytes_in_an_incomplete_tar_may_be_truncation() -> None:
     with pytest.raises(ContentError, match="end-of-archive") as caught:
         read_members([gzip.compress(plain_files()) + b"text"])
     assert caught.value.may_be_incomplete

@@ -10,45 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import sample_archive
-from cm_home import ROOT, TAGS, WINDOWS, CmHome
+from cm_home import KEYS, ROOT, TAGS, WINDOWS, CmHome
+from command import read_files, write_file
 from server import Reply, Server
 
-from imagenet_aux.manifest import MANIFEST
-
 pytestmark = pytest.mark.usefixtures("no_coverage")
-KEYS = {
-    "CM_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
-    "CM_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
-    "CM_DATASET_AUX_IMAGENET_MEAN_PATH": "imagenet_mean.binaryproto",
-    "CM_DATASET_AUX_SYNSETS_PATH": "synsets.txt",
-    "CM_DATASET_AUX_SYNSET_WORDS_PATH": "synset_words.txt",
-    "CM_DATASET_AUX_TEST_PATH": "test.txt",
-    "CM_DATASET_AUX_TRAIN_PATH": "train.txt",
-    "CM_DATASET_AUX_VAL_PATH": "val.txt",
-}
-# Files that are added to the manifest later get a key, too.
-KEYS.update(
-    {f"CM_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
-)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def read_folder(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def published_files(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in read_folder(folder).items() if name in KEYS.values()}
+    return {name: data for name, data in read_files(folder).items() if name in KEYS.values()}
 
 
 # Lookup
@@ -73,7 +47,7 @@ def test_is_found_by_tags_alias_and_uid(command: tuple[str, ...], home: CmHome, 
     result = home.run_command(*command, f"--url={url}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(server.requests_for("a.tar.gz")) == 1
-    assert sorted(read_folder(home.cache_entries()[0] / "data")) == sorted(KEYS.values())
+    assert sorted(read_files(home.cache_entries()[0] / "data")) == sorted(KEYS.values())
 
 
 def test_runs_from_the_python_api(home: CmHome, server: Server, archive: bytes) -> None:
@@ -116,7 +90,7 @@ def test_exports_every_key_and_file(
         "CM_DATASET_AUX_SOURCE": url,
         "CM_DATASET_AUX_VERIFIED": "no",
     }
-    assert read_folder(data) == sample_files
+    assert read_files(data) == sample_files
     assert home.leftovers() == []
 
 
@@ -131,8 +105,8 @@ def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, arc
         "deps": [{"tags": TAGS, "url": url}],
     }
     folder = home.add_script(meta)
-    write(folder / "run.sh", b"env > seen.txt\n")
-    write(folder / "run.bat", b"@set > seen.txt\r\n")
+    write_file(folder / "run.sh", b"env > seen.txt\n")
+    write_file(folder / "run.bat", b"@set > seen.txt\r\n")
     home.run_command("cm", "run", "script", "--tags=reads,aux", check=True)
     assert set(re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (home.path / "seen.txt").read_text(), re.MULTILINE)) == {
         *KEYS,
@@ -184,7 +158,7 @@ def test_renew_replaces_the_files(home: CmHome, server: Server, archive: bytes, 
     fewer = {"val.txt": b"1\n", "synsets.txt": sample_files["synsets.txt"]}
     env = home.export_keys(f"--url={server.serve('b.tar.gz', sample_archive.pack_files(fewer))}", "--renew")
     assert len(home.cache_entries()) == 1
-    assert read_folder(home.cache_entries()[0] / "data") == fewer
+    assert read_files(home.cache_entries()[0] / "data") == fewer
     assert {key for key in env if key in KEYS} == {"CM_DATASET_AUX_VAL_PATH", "CM_DATASET_AUX_SYNSETS_PATH"}
 
 
@@ -201,28 +175,28 @@ def test_fetches_again_if_the_cached_folder_is_deleted(home: CmHome, server: Ser
 
 
 def test_outdirname_receives_a_data_folder(home: CmHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
-    write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "a.tar.gz", archive)
     env = home.export_keys("--url=a.tar.gz", "--outdirname=mine")
     assert env["CM_DATASET_AUX_PATH"] == str(home.path / "mine" / "data")
-    assert read_folder(home.path / "mine" / "data") == sample_files
+    assert read_files(home.path / "mine" / "data") == sample_files
 
 
 @pytest.mark.parametrize("arguments", [("--outdirname=mine",), ("--skip_cache",)], ids=" ".join)
 @pytest.mark.measured
 def test_keeps_the_users_own_files(arguments: tuple[str, ...], home: CmHome, archive: bytes) -> None:
-    write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "a.tar.gz", archive)
     own = home.path / ("mine" if "mine" in arguments[0] else "") / "data" / "val.txt"
-    write(own, b"my own\n")
+    write_file(own, b"my own\n")
     result = home.run_script("--url=a.tar.gz", *arguments)
     assert result.returncode != 0 and "val.txt" in result.stderr
-    assert read_folder(own.parent) == {"val.txt": b"my own\n"}
+    assert read_files(own.parent) == {"val.txt": b"my own\n"}
 
 
 @pytest.mark.parametrize("meta", ["{}", "[]", "not JSON", '{"tags": ["script-artifact-0123456789abcdef"]}'])
 def test_keeps_the_users_own_files_next_to_other_metadata(meta: str, home: CmHome, archive: bytes) -> None:
-    write(home.path / "a.tar.gz", archive)
-    write(home.path / "mine" / "_cm.json", meta.encode())
-    own = write(home.path / "mine" / "data" / "val.txt", b"my own\n")
+    write_file(home.path / "a.tar.gz", archive)
+    write_file(home.path / "mine" / "_cm.json", meta.encode())
+    own = write_file(home.path / "mine" / "data" / "val.txt", b"my own\n")
     result = home.run_script("--url=a.tar.gz", "--outdirname=mine")
     assert result.returncode != 0 and "contains other files named" in result.stderr
     assert own.read_bytes() == b"my own\n"
@@ -230,14 +204,14 @@ def test_keeps_the_users_own_files_next_to_other_metadata(meta: str, home: CmHom
 
 @pytest.mark.skipif(WINDOWS, reason="Windows restricts symbolic links")
 def test_renewal_keeps_the_users_own_files_behind_a_link(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     data = Path(home.export_keys(f"--url={path}")["CM_DATASET_AUX_PATH"])
-    own = write(home.path / "mine" / "val.txt", b"my own\n")
+    own = write_file(home.path / "mine" / "val.txt", b"my own\n")
     shutil.rmtree(data)
     data.symlink_to(own.parent)
     result = home.run_script(f"--url={path}", "--renew")
     assert result.returncode != 0 and "contains other files named val.txt" in result.stderr
-    assert read_folder(own.parent) == {"val.txt": b"my own\n"}
+    assert read_files(own.parent) == {"val.txt": b"my own\n"}
 
 
 # Checksums and digests
@@ -271,14 +245,14 @@ def test_published_folder_is_verified(home: CmHome, published_folder: Path) -> N
 
 
 def test_archive_of_published_files_is_verified(home: CmHome, published_folder: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "real.tar.gz", sample_archive.pack_files(published_files(published_folder)))
+    path = write_file(tmp_path / "real.tar.gz", sample_archive.pack_files(published_files(published_folder)))
     assert home.export_keys(f"--url={path}")["CM_DATASET_AUX_VERIFIED"] == "yes"
 
 
 def test_warns_about_a_changed_label(home: CmHome, published_folder: Path, tmp_path: Path) -> None:
     content = published_files(published_folder)
     content["val.txt"] = content["val.txt"].replace(b"00000001.JPEG 65\n", b"00000001.JPEG 66\n")
-    result = home.run_script(f"--url={write(tmp_path / 'x.tar.gz', sample_archive.pack_files(content))}", "-j")
+    result = home.run_script(f"--url={write_file(tmp_path / 'x.tar.gz', sample_archive.pack_files(content))}", "-j")
     assert result.returncode == 0
     assert '"CM_DATASET_AUX_VERIFIED": "no"' in result.stderr
     warning = next(line for line in result.stderr.splitlines() if "differs from the published" in line)
@@ -315,9 +289,7 @@ def test_reports_a_killed_fetcher(home: CmHome, server: Server, archive: bytes) 
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
     command = home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}")
     with subprocess.Popen(command, cwd=home.path, env=home.env, stderr=subprocess.PIPE, encoding="utf-8") as engine:
-        while not server.requests:
-            assert engine.poll() is None
-            time.sleep(0.05)
+        server.wait_for_requests(engine)
         os.kill(find_process(f"--result={home.cm}"), signal.SIGKILL)
         _, stderr = engine.communicate()
     assert engine.returncode != 0 and "wrote no result: it was interrupted or killed" in stderr

@@ -592,8 +592,7 @@ def test_continues_after_a_suspension(phase: str, server: Server, tmp_path: Path
         encoding="utf-8",
     )
     try:
-        while not server.requests:
-            time.sleep(0.01)
+        server.wait_for_requests(process)
         time.sleep(0.3)
         process.send_signal(signal.SIGSTOP)
         if phase != "before delayed headers":

@@ -13,38 +13,16 @@ from typing import Any
 import pytest
 import sample_archive
 import yaml
-from cm_home import ROOT, TAGS, CmHome
+from cm_home import KEYS, PARENT, ROOT, TAGS, CmHome
 from mlc_home import MlcHome
 from server import Server
-
-from imagenet_aux.manifest import MANIFEST
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import generate
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
-KEYS = {
-    "MLC_DATASET_AUX_DET_SYNSET_WORDS_PATH": "det_synset_words.txt",
-    "MLC_DATASET_AUX_IMAGENET_BET_PATH": "imagenet.bet.pickle",
-    "MLC_DATASET_AUX_IMAGENET_MEAN_PATH": "imagenet_mean.binaryproto",
-    "MLC_DATASET_AUX_SYNSETS_PATH": "synsets.txt",
-    "MLC_DATASET_AUX_SYNSET_WORDS_PATH": "synset_words.txt",
-    "MLC_DATASET_AUX_TEST_PATH": "test.txt",
-    "MLC_DATASET_AUX_TRAIN_PATH": "train.txt",
-    "MLC_DATASET_AUX_VAL_PATH": "val.txt",
-}
-# Files that are added to the manifest later get a key, too.
-KEYS.update(
-    {f"MLC_DATASET_AUX_{Path(name).stem.upper()}_PATH": name for name in MANIFEST.files if name not in KEYS.values()}
-)
-PARENT = {
-    "alias": "needs-aux",
-    "uid": "0123456789abcdef",
-    "automation_alias": "script",
-    "automation_uid": "5b4e0237da074764",
-    "tags": ["needs", "aux"],
-}
+MLC_KEYS = {key.replace("CM_", "MLC_"): name for key, name in KEYS.items()}
 NO_NETWORK = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
 
 
@@ -65,7 +43,7 @@ def test_exports_mlcs_keys(mlc: MlcHome, server: Server, archive: bytes) -> None
     env = mlc.run_api(url=url)["new_env"]
     (data,) = mlc.repos.glob("local/cache/*/data")
     assert env == {
-        **{key: str(data / name) for key, name in KEYS.items()},
+        **{key: str(data / name) for key, name in MLC_KEYS.items()},
         "MLC_DATASET_AUX_PATH": str(data),
         "MLC_DATASET_AUX_VER": "2012",
         "MLC_DATASET_AUX_SOURCE": url,
@@ -83,7 +61,7 @@ def test_dependents_see_only_mlcs_keys(mlc: MlcHome, server: Server, archive: by
     mlc.home.run_command("mlcr", "needs,aux", f"--adr.aux-files.url={server.serve('a.tar.gz', archive)}", check=True)
     seen = re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (mlc.home.path / "seen.txt").read_text(), re.MULTILINE)
     others = {f"MLC_DATASET_AUX_{name}" for name in ("PATH", "VER", "SOURCE", "VERIFIED")}
-    assert set(seen) == {*KEYS, *others}
+    assert set(seen) == {*MLC_KEYS, *others}
 
 
 # The cache
@@ -107,7 +85,7 @@ def test_renew_replaces_the_files(mlc: MlcHome, server: Server, archive: bytes) 
     mlc.export_keys(f"--url={server.serve('a.tar.gz', archive)}")
     fewer = sample_archive.pack_files({"val.txt": b"1\n"})
     env = mlc.export_keys(f"--url={server.serve('b.tar.gz', fewer)}", "--renew")
-    assert {key for key in env if key in KEYS} == {"MLC_DATASET_AUX_VAL_PATH"}
+    assert {key for key in env if key in MLC_KEYS} == {"MLC_DATASET_AUX_VAL_PATH"}
 
 
 # Selecting the source

@@ -15,17 +15,9 @@ from typing import Any, Iterator
 
 import pytest
 import sample_archive
-from cm_home import ROOT, TAGS, WINDOWS, CmHome
+from cm_home import PARENT, ROOT, TAGS, WINDOWS, CmHome
+from command import read_files, write_file
 from server import Reply, Server
-from test_cm import read_folder, write
-
-PARENT = {
-    "alias": "needs-aux",
-    "uid": "0123456789abcdef",
-    "automation_alias": "script",
-    "automation_uid": "5b4e0237da074764",
-    "tags": ["needs", "aux"],
-}
 
 
 def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.CompletedProcess[str]:
@@ -42,12 +34,12 @@ def run_parent(home: CmHome, *arguments: str, **meta: Any) -> subprocess.Complet
 @pytest.mark.parametrize("option", ["--const", "--env"])
 @pytest.mark.parametrize("name", ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_env_keys_in_the_call_select_the_source(option: str, name: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a=b.tar.gz", archive)
+    path = write_file(home.path / "a=b.tar.gz", archive)
     assert home.export_keys(f"{option}.{name}=a=b.tar.gz")["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
 def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     env = home.export_keys("--url=a.tar.gz", "--const.CM_PACKAGE_URL=missing", "--env.CM_WGET_URL=missing")
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
@@ -56,13 +48,13 @@ def test_url_overrides_env_keys(home: CmHome, archive: bytes) -> None:
     "names", [("WGET_URL", "DOWNLOAD_LOCAL_FILE_PATH"), ("DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")]
 )
 def test_first_of_two_env_keys_selects_the_source(names: tuple[str, str], home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     env = home.export_keys(f"--const.CM_{names[0]}=a.tar.gz", f"--const.CM_{names[1]}=missing")
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
 def test_file_url_may_have_one_slash(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     env = home.export_keys(f"--url={path.as_uri().replace('file:///', 'FILE:/')}")
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
@@ -74,18 +66,18 @@ def test_reads_a_local_source(
     name: str, kind: str, home: CmHome, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     folder = home.path / name
-    path = write(folder / "a.tar.gz", archive)
+    path = write_file(folder / "a.tar.gz", archive)
     if kind == "folder":
         path = folder
         for file, data in sample_files.items():
-            write(folder / file, data)
+            write_file(folder / file, data)
     spelled = {
         "file URL": path.as_uri(),
         "relative path": f"{name}/a.tar.gz",
         "home folder": f"~/{name}/a.tar.gz",
     }
     env = home.export_keys(f"--url={spelled.get(kind, str(path))}")
-    assert read_folder(env["CM_DATASET_AUX_PATH"]) == sample_files
+    assert read_files(Path(env["CM_DATASET_AUX_PATH"])) == sample_files
     assert env["CM_DATASET_AUX_SOURCE"] == str(path)
 
 
@@ -98,8 +90,8 @@ def test_uppercase_scheme_is_a_url(home: CmHome, server: Server, archive: bytes)
 @pytest.mark.parametrize("place", ["env", "const"])
 @pytest.mark.parametrize("name", ["CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_WGET_URL"])
 def test_parents_keys_do_not_select_the_source(place: str, name: str, home: CmHome, archive: bytes) -> None:
-    write(home.path / "other.tar.gz", b"")
-    path = write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "other.tar.gz", b"")
+    path = write_file(home.path / "a.tar.gz", archive)
     deps = [{"tags": TAGS, "env": {"CM_PACKAGE_URL": str(path)}}]
     result = run_parent(home, f"--{place}.{name}={home.path / 'other.tar.gz'}", deps=deps)
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
@@ -107,20 +99,20 @@ def test_parents_keys_do_not_select_the_source(place: str, name: str, home: CmHo
 
 @pytest.mark.parametrize("option", ["url", "env.CM_PACKAGE_URL", "const.CM_DOWNLOAD_LOCAL_FILE_PATH"])
 def test_adr_selects_the_source(option: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--adr.imagenet-aux.{option}={path}")
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
 def test_adrs_url_overrides_its_env_keys(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     options = (f"--adr.imagenet-aux.url={path}", "--adr.imagenet-aux.env.CM_PACKAGE_URL=/missing")
     result = run_parent(home, *options)
     assert result.returncode == 0 and f"fetched from: {path}" in result.stderr, result.stderr
 
 
 def test_adr_sets_the_checksum(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--adr.imagenet-aux.url={path}", f"--adr.imagenet-aux.checksum={'0' * 32}")
     assert result.returncode != 0 and f"expected {'0' * 32}" in result.stderr
 
@@ -135,7 +127,7 @@ def test_default_variation_selects_the_first_mirror(home: CmHome) -> None:
     meta = json.loads((home.script / "_cm.json").read_text())
     del meta["variations"]["from.dropbox"]["default"]
     meta["variations"]["from.go"]["default"] = True
-    write(home.script / "_cm.json", json.dumps(meta).encode())
+    write_file(home.script / "_cm.json", json.dumps(meta).encode())
     home.run_command("cm", "reindex", "repo", check=True)
     error = home.run_api(tags=TAGS, **offline())["error"]
     assert error.index("armi.in") < min(error.index("dropbox"), error.index("berkeleyvision"))
@@ -161,31 +153,31 @@ OFFLINE_META = {"env": offline()["env"]}
 
 
 def test_extract_path_receives_the_files(home: CmHome, archive: bytes, sample_files: dict[str, bytes]) -> None:
-    write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "a.tar.gz", archive)
     env = home.export_keys("--url=a.tar.gz", "--env.CM_EXTRACT_PATH=mine")
     assert env["CM_DATASET_AUX_PATH"] == str(home.path / "mine")
-    assert read_folder(home.path / "mine") == sample_files
+    assert read_files(home.path / "mine") == sample_files
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
 def test_parents_extract_path_is_ignored(place: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = run_parent(home, f"--{place}.CM_EXTRACT_PATH=other", f"--adr.imagenet-aux.url={path}")
     assert result.returncode == 0 and not (home.path / "other").exists(), result.stderr
 
 
 def test_extract_path_keeps_the_users_own_files(home: CmHome, archive: bytes) -> None:
-    write(home.path / "a.tar.gz", archive)
-    write(home.path / "mine" / "val.txt", b"my own\n")
+    write_file(home.path / "a.tar.gz", archive)
+    write_file(home.path / "mine" / "val.txt", b"my own\n")
     assert home.run_script("--url=a.tar.gz", "--env.CM_EXTRACT_PATH=mine").returncode != 0
-    assert read_folder(home.path / "mine") == {"val.txt": b"my own\n"}
+    assert read_files(home.path / "mine") == {"val.txt": b"my own\n"}
 
 
 # Variations
 
 
 def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> None:
-    write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "a.tar.gz", archive)
     command = ("cm", "run", "script", f"--tags={TAGS},_skip_ssl_verification", "--url=a.tar.gz")
     result = home.run_command(*command)
     assert result.returncode == 0
@@ -194,7 +186,7 @@ def test_skip_ssl_verification_prints_a_note(home: CmHome, archive: bytes) -> No
 
 
 def test_other_calls_print_no_note(home: CmHome, archive: bytes) -> None:
-    write(home.path / "a.tar.gz", archive)
+    write_file(home.path / "a.tar.gz", archive)
     assert "note: " not in home.run_script("--url=a.tar.gz").stderr
 
 
@@ -229,21 +221,21 @@ def test_rejects_shell_text(name: str, text: str, home: CmHome) -> None:
     ["CM_WGET_URL", "CM_PACKAGE_URL", "CM_DOWNLOAD_LOCAL_FILE_PATH", "CM_IMAGENET_AUX_SOURCE", "CM_IMAGENET_AUX_X"],
 )
 def test_unused_inputs_do_not_reach_a_shell(place: str, name: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), **{place: {name: "$(touch pwned)"}})
     assert result["return"] == 0 and result["new_env"]["CM_DATASET_AUX_SOURCE"] == str(path)
     assert not list(home.path.rglob("pwned"))
 
 
 def test_extract_path_does_not_reach_a_shell(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), env={"CM_EXTRACT_PATH": "$(touch pwned)/../mine"})
     assert result["return"] == 0 and not list(home.path.rglob("pwned"))
 
 
 @pytest.mark.parametrize("place", ["env", "const"])
 def test_rejects_shell_text_in_the_checksum_key(place: str, home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), **{place: {"CM_IMAGENET_AUX_CHECKSUM": "$(touch pwned)"}})
     assert result["error"].startswith("checksum: expected hex digits, got '$(touch pwned)'.")
     assert not list(home.path.rglob("pwned"))
@@ -251,7 +243,7 @@ def test_rejects_shell_text_in_the_checksum_key(place: str, home: CmHome, archiv
 
 def test_rejects_shell_text_in_the_working_folder(home: CmHome, bash: str, archive: bytes) -> None:
     folder = home.path / "$(touch pwned)"
-    write(folder / "a.tar.gz", archive)
+    write_file(folder / "a.tar.gz", archive)
     call = f'cd "$0" && cm run script --tags={TAGS} --url=a.tar.gz'
     result = home.run_command(bash, "-c", call, folder)
     assert result.returncode != 0 and repr(str(folder / "a.tar.gz")) in result.stderr
@@ -268,7 +260,7 @@ def test_rejects_shell_text_in_extract_path(home: CmHome) -> None:
 def test_rejects_shell_text_in_outdirname(shell_text: str, home: CmHome, archive: bytes) -> None:
     if WINDOWS and '"' in shell_text:
         pytest.skip("Windows does not allow these file names")
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     result = home.run_api(tags=TAGS, url=str(path), outdirname=shell_text)
     assert result["error"].startswith("target folder: expected no control characters")
     assert not list(home.path.rglob("pwned")) and not list(home.path.rglob("val.txt"))
@@ -289,7 +281,7 @@ def test_rejects_an_extract_path_that_is_not_a_string(home: CmHome) -> None:
 @pytest.mark.usefixtures("no_coverage")
 @pytest.mark.parametrize("checksum", ["--", "g" * 32, "abc", "0" * 40])
 def test_rejects_an_invalid_checksum(checksum: str, home: CmHome, archive: bytes) -> None:
-    result = home.run_script(f"--url={write(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
+    result = home.run_script(f"--url={write_file(home.path / 'a.tar.gz', archive)}", f"--checksum={checksum}")
     assert result.returncode != 0
     (error,) = [line for line in result.stderr.splitlines() if "CM error" in line]
     assert checksum in error and "hex digits" in error
@@ -314,7 +306,7 @@ def test_rejects_a_value_that_is_too_long_for_the_environment(name: str, home: C
 
 
 def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     assert home.run_api(tags=TAGS, url=str(path), mlc_run_cmd="mlcr 'a")["return"] == 0
 
 
@@ -322,8 +314,8 @@ def test_accepts_an_unbalanced_quote_in_the_command_line(home: CmHome, archive: 
 
 
 def test_private_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
-    victim = write(home.path / "victim.json", b"mine")
+    path = write_file(home.path / "a.tar.gz", archive)
+    victim = write_file(home.path / "victim.json", b"mine")
     private = {
         "CM_IMAGENET_AUX_SOURCE": str(home.path / "missing"),
         "CM_IMAGENET_AUX_RESULT": str(victim),
@@ -337,7 +329,7 @@ def test_private_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
 
 
 def test_removes_private_variables_after_the_call(home: CmHome, archive: bytes) -> None:
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     program = (
         "import os, sys, cmind\n"
         "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
@@ -349,8 +341,8 @@ def test_removes_private_variables_after_the_call(home: CmHome, archive: bytes) 
 
 
 def test_engines_python_runs_the_fetcher(home: CmHome, archive: bytes, tmp_path: Path) -> None:
-    write(home.path / "a.tar.gz", archive)
-    write(tmp_path / "bin" / "python3", b"#!/bin/sh\nexit 9\n").chmod(0o755)
+    write_file(home.path / "a.tar.gz", archive)
+    write_file(tmp_path / "bin" / "python3", b"#!/bin/sh\nexit 9\n").chmod(0o755)
     search_path = os.pathsep.join([str(tmp_path / "bin"), home.env["PATH"]])
     call = [sys.executable, "-c", "import cmind.cli; cmind.cli.run()", "run", "script", f"--tags={TAGS}"]
     assert home.run_command(*call, "--url=a.tar.gz", PATH=search_path).returncode == 0
@@ -389,7 +381,7 @@ def test_threads_get_their_own_files_or_an_error(home: CmHome) -> None:
     sources = {}
     for number in range(4):
         content = {"val.txt": b"%d\n" % number}
-        path = write(home.path / f"{number}.tar.gz", sample_archive.pack_files(content))
+        path = write_file(home.path / f"{number}.tar.gz", sample_archive.pack_files(content))
         sources[str(path)] = f"{number}\n"
     errors = []
     for _ in range(6):  # in the same unfinished cache entries
@@ -404,7 +396,7 @@ def test_threads_get_their_own_files_or_an_error(home: CmHome) -> None:
 
 def test_call_from_another_thread_succeeds_after_an_aborted_one(home: CmHome, archive: bytes) -> None:
     """Abort a call between the hooks, and call from another thread while the first one is alive."""
-    path = write(home.path / "a.tar.gz", archive)
+    path = write_file(home.path / "a.tar.gz", archive)
     program = (
         "import os, sys, threading, cmind\n"
         "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
@@ -453,8 +445,7 @@ def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
 def test_interrupted_call_leaves_no_files_behind(name: str, home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
     with started_call(home, url) as process:
-        while not server.requests:
-            time.sleep(0.05)
+        server.wait_for_requests(process)
         time.sleep(0.3)  # give the client time to receive the first bytes
         os.killpg(process.pid, getattr(signal, name))
         printed = process.communicate(timeout=60)[0]  # also waits for the fetcher, which writes to the same pipe

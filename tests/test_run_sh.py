@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,7 @@ def test_signal_to_the_shell_ends_the_fetcher(bash: str, folder: Path, server: S
     url = server.serve("a.tar.gz", archive, Reply(stop_at=9, then="stall"))
     env = clean_env(CM_IMAGENET_AUX_PYTHON=sys.executable)
     with subprocess.Popen([bash, str(ROOT / "run.sh"), url], cwd=folder, env=env, stderr=subprocess.PIPE) as process:
-        while not server.requests:
-            time.sleep(0.05)
+        server.wait_for_requests(process)
         process.send_signal(signal.SIGTERM)
         printed = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and b"interrupted by SIGTERM" in printed
@@ -191,8 +189,7 @@ def test_interruption_removes_the_result(bash: str, folder: Path, server: Server
         start_new_session=True,
     )
     with process:
-        while not server.requests:
-            time.sleep(0.05)
+        server.wait_for_requests(process)
         os.killpg(process.pid, signal.SIGTERM)
         printed = process.communicate(timeout=60)[1]
     assert process.returncode == 0 and printed.splitlines()[-1] == b"error: interrupted"

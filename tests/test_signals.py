@@ -33,12 +33,6 @@ def work(tmp_path: Path, old_files: dict[str, bytes]) -> Path:
     return tmp_path / "work"
 
 
-def wait_for_requests(server: Server, process: subprocess.Popen[str], count: int = 1) -> None:
-    while len(server.requests) < count:
-        assert process.poll() is None
-        time.sleep(0.01)
-
-
 def read_published(work: Path) -> dict[str, bytes]:
     """Read the files in the target, except the staging folder and lock file that a killed process leaves."""
     return {path.name: path.read_bytes() for path in (work / "data").glob("[!.]*")}
@@ -63,7 +57,7 @@ def test_kill_during_download_keeps_the_old_files(
     )
     url = server.serve("a.tar.gz", archive, first, Reply())
     process = start_command(work, "fetch", url, "--replace")
-    wait_for_requests(server, process)
+    server.wait_for_requests(process)
     if stop_at:
         while not any(path.stat().st_size for path in work.glob("data/.imagenet-aux.*/*.txt")):
             time.sleep(0.01)
@@ -91,7 +85,7 @@ def test_signal_ends_the_wait_for_the_lock(
         process = None
         if is_staged:
             process = start_command(work, "fetch", url, "--replace")
-            wait_for_requests(server, process)
+            server.wait_for_requests(process)
         lock = stack.enter_context(open(work / "data" / ".imagenet-aux.lock", "wb"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = process or start_command(work, "fetch", url, "--replace")
@@ -108,7 +102,7 @@ def test_signal_ends_the_wait_for_the_lock(
 def test_result_file_reports_the_interruption(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
     process = start_command(work, "fetch", url, "--result=result.json")
-    wait_for_requests(server, process)
+    server.wait_for_requests(process)
     process.terminate()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and "interrupted" not in stderr
@@ -123,7 +117,7 @@ def test_result_file_reports_the_interruption(work: Path, server: Server, archiv
 def test_signal_ends_a_pause_between_attempts(work: Path, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(status=503, headers={"Retry-After": "15"}))
     process = start_command(work, "fetch", url)
-    wait_for_requests(server, process)
+    server.wait_for_requests(process)
     process.terminate()
     assert process.communicate(timeout=60)[1].endswith("error: interrupted by SIGTERM\n")
     assert process.returncode == 143 and len(server.requests) == 1
@@ -142,7 +136,7 @@ def test_ignored_signal_stays_ignored(
         process = start_command(work, "fetch", url, "--replace")
     finally:
         signal.signal(number, signal.SIG_DFL)
-    wait_for_requests(server, process)
+    server.wait_for_requests(process)
     process.send_signal(number)
     gate.set()
     _, stderr = process.communicate(timeout=60)
@@ -172,7 +166,7 @@ def test_suspension_does_not_count_as_waiting(
     url = server.serve("a.tar.gz", archive, *replies)
     limits = "from imagenet_aux import download, exchange; exchange.STALL_SECONDS = download.MAX_IDLE_SECONDS = 4.0"
     process = start_command(work, "fetch", url, "--replace", **run_at_start(tmp_path / "limits", limits))
-    wait_for_requests(server, process, 2 if stop_at else 1)
+    server.wait_for_requests(process, 2 if stop_at else 1)
     if suspended:
         process.send_signal(signal.SIGSTOP)
         time.sleep(5)
@@ -326,7 +320,7 @@ def test_killed_engine_leaves_a_usable_cache(
         start_new_session=True,
         encoding="utf-8",
     )
-    wait_for_requests(server, engine)
+    server.wait_for_requests(engine)
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(engine.pid)], stdout=subprocess.DEVNULL, check=True)
     else:

@@ -115,7 +115,7 @@ def _show(folder: str, manifest: Manifest) -> int:
     print(_table(files, "published"), end="", flush=True)
     missing_names = missing(files, manifest)
     if missing_names:
-        print(printable(f"missing from {folder}: {', '.join(missing_names)}"), file=sys.stderr)
+        print(printable(f"warning: missing from {folder}: {', '.join(missing_names)}"), file=sys.stderr)
     return 0 if not missing_names and all(file.verified for file in files) else 1
 
 

@@ -224,7 +224,7 @@ def test_show_lists_the_files(work: Path) -> None:
     ]
     present = ("imagenet_mean.binaryproto", "test.txt", "val.txt")
     missing = ", ".join(name for name in NAMES if name not in present)
-    assert result.stderr == f"missing from mine: {missing}\n"
+    assert result.stderr == f"warning: missing from mine: {missing}\n"
 
 
 def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_files: dict[str, bytes]) -> None:
@@ -237,7 +237,7 @@ def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_fi
     assert run_command(work, "show", data, manifest=manifest).returncode == 1
     (data / "val.txt").unlink()
     result = run_command(work, "show", data, manifest=manifest)
-    assert (result.returncode, result.stderr) == (1, f"missing from {data}: val.txt\n")
+    assert (result.returncode, result.stderr) == (1, f"warning: missing from {data}: val.txt\n")
 
 
 def test_show_reports_a_path_that_is_not_a_folder(work: Path) -> None:

@@ -15,9 +15,8 @@ import threading
 from concurrent.futures import Future
 from typing import Any, Collection, Generator, Iterable, Iterator, Tuple
 
-from .errors import ContentError, shorten
+from .errors import ContentError, TruncatedError, shorten
 from .manifest import MAX_BYTES
-from .streams import limit_size
 
 try:
     from isal import isal_zlib as zlib  # optional drop-in replacement, about three times as fast
@@ -52,9 +51,9 @@ def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Memb
     `ContentError` if the archive is damaged or hostile.
     """
     # Drop empty chunks, because an empty chunk marks the end in `_decompress` and `_TarReader`.
-    compressed = filter(None, limit_size(chunks, ContentError(f"larger than {MAX_BYTES >> 20} MiB")))
+    compressed = filter(None, chunks)
     with contextlib.closing(_decompress(compressed)) as decompressed:
-        unpacked = filter(None, limit_size(decompressed, ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")))
+        unpacked = filter(None, decompressed)
         yield from _wanted_members(_TarReader(unpacked), wanted)
         with contextlib.suppress(_TrailingBytes):
             _exhaust(unpacked)  # zlib verifies the gzip trailer
@@ -111,7 +110,7 @@ class _TarReader:
         """Yield the next *count* bytes as they arrive."""
         while count > 0:
             if self.is_at_end():
-                raise ContentError("truncated: the data ends in the middle of the tar", may_be_incomplete=True)
+                raise TruncatedError("truncated: the data ends in the middle of the tar")
             part, self._chunk = self._chunk[:count], self._chunk[count:]
             count -= len(part)
             yield part
@@ -121,7 +120,7 @@ class _TarReader:
         return b"".join(self.chunks(count))
 
 
-class _TrailingBytes(ContentError):
+class _TrailingBytes(TruncatedError):
     """Bytes follow the last gzip member: like gzip(1), ignore them if the tar is complete."""
 
 
@@ -195,6 +194,8 @@ class _Gunzip:
         except zlib.error as error:  # type: ignore[misc]
             raise ContentError(f"damaged: {error}") from None
         self._output_size += len(output)
+        if self._output_size > MAX_BYTES:
+            raise ContentError(f"unpacks to more than {MAX_BYTES >> 20} MiB")
         if decompressor.eof:
             self._decompressor = None
             return output, decompressor.unused_data
@@ -203,8 +204,7 @@ class _Gunzip:
 
     def _start_member(self, data: bytes) -> None:
         if not data.startswith(_GZIP_MAGIC):
-            text = "truncated: expected an end-of-archive block in the tar, got trailing data"
-            raise _TrailingBytes(text, may_be_incomplete=True)
+            raise _TrailingBytes("truncated: expected an end-of-archive block in the tar, got trailing data")
         if self._member_count == _MAX_GZIP_MEMBERS:
             raise ContentError(f"more than {_MAX_GZIP_MEMBERS} gzip members")
         self._decompressor = zlib.decompressobj(_GZIP)
@@ -213,7 +213,7 @@ class _Gunzip:
     def check_end(self) -> None:
         """Raise `ContentError` if the input ended too early."""
         if self._decompressor:
-            raise ContentError("truncated: the data ends before the gzip trailer", may_be_incomplete=True)
+            raise TruncatedError("truncated: the data ends before the gzip trailer")
         if self._output_size < tarfile.BLOCKSIZE:
             raise ContentError(f"not a tar: it unpacks to {self._output_size} bytes")
 

@@ -12,7 +12,7 @@ import requests
 import urllib3.exceptions
 from urllib3.util import Retry
 
-from .errors import ContentError, SourceError, shorten
+from .errors import ContentError, SourceError, TruncatedError, shorten
 from .exchange import POLL_SECONDS, ConnectionFault, exchange, host_name
 from .manifest import MAX_BYTES
 from .streams import Stream, Watch
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # give up after this time without data
+MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
+RATE_SECONDS = 30.0  # window for measuring the rate
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
@@ -36,9 +38,11 @@ class _RestartRequired(SourceError):
 class Download(Stream):
     """A download with retries."""
 
-    def __init__(self, url: str, watch: Watch) -> None:
-        super().__init__(host_name(url), watch)
+    def __init__(self, url: str, watch: Watch, limit: int = MAX_BYTES, may_be_slow: bool = True) -> None:
+        super().__init__(host_name(url), watch, limit)
         self._url = url
+        self._may_be_slow = may_be_slow
+        self._window = (0.0, 0)  # `waited` and `_total` at the start of the window in which the rate is measured
         self._validators: dict[str, str] = {}
         self._exchange: Generator[Any, None, None] | None = None
         self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes
@@ -57,7 +61,7 @@ class Download(Stream):
                     if not self._is_full_response:  # a full response stays open, and `_body` returns it
                         self._close()
                 except ContentError as error:
-                    may_be_cut = self.size is None and error.may_be_incomplete
+                    may_be_cut = self.size is None and isinstance(error, TruncatedError)
                     if self._is_full_response and not may_be_cut:
                         raise
                     self._close()
@@ -71,11 +75,8 @@ class Download(Stream):
         while True:
             try:
                 for chunk in self._body():
-                    self.received += len(chunk)
-                    self.total += len(chunk)
+                    self._count(chunk)
                     self._idle = 0.0
-                    if self.total > MAX_BYTES:  # a server that truncates every response could cause endless traffic
-                        raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
                     yield chunk
                 if self.size is not None and self.received != self.size:
                     raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
@@ -90,7 +91,7 @@ class Download(Stream):
     def _body(self) -> Iterator[bytes]:
         """Return the chunks of the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
-            self._exchange = exchange(self._url, self._range_headers(), self._on_wait)
+            self._exchange = exchange(self._url, self._range_headers(), self.report)
             self._read_head(next(self._exchange))  # the chunks follow
         return self._exchange
 
@@ -99,10 +100,16 @@ class Download(Stream):
             self._exchange.close()
             self._exchange = None
 
-    def _on_wait(self, seconds: float) -> None:
-        self.waited += seconds
+    def report(self, seconds: float = 0.0) -> None:
+        """Call *watch*, after a wait of this duration; raise `SourceError` if the source is too slow."""
+        super().report(seconds)
         self._idle += seconds
-        self._watch(self)
+        waited, total = self.waited - self._window[0], self._total - self._window[1]
+        if waited < RATE_SECONDS:
+            return
+        if total < MIN_RATE * waited and not self._may_be_slow:
+            raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {total / waited:,.0f}")
+        self._window = self.waited, self._total
 
     def _range_headers(self) -> dict[str, str]:
         if not self.received:
@@ -124,19 +131,15 @@ class Download(Stream):
             self._require_same_file(response)
         elif status == 416 and self.received:
             raise _RestartRequired(f"the remaining bytes are not available ({_status_text(response)})")
-        elif status == 200:
-            self._begin(response)
-        else:
+        elif status != 200:
             raise SourceError(_status_text(response))
-
-    def _begin(self, response: requests.Response) -> None:
-        """Start receiving the whole file from a 200 response."""
-        self.size = _content_length(response)
-        self._validators = _validators(response)
-        if self.size is not None and self.size > MAX_BYTES:
-            raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
-        if self.received:
-            raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
+        else:
+            self.size = _content_length(response)
+            self._validators = _validators(response)
+            if self.size is not None and self.size > MAX_BYTES:
+                raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
+            if self.received:
+                raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:
         """Raise `_RestartRequired` unless a partial response continues the received bytes."""
@@ -170,7 +173,7 @@ class Download(Stream):
             step = min(pause, POLL_SECONDS)
             time.sleep(step)
             pause -= step
-            self._on_wait(step)
+            self.report(step)
 
 
 def _status_text(response: requests.Response) -> str:

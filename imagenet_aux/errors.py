@@ -24,9 +24,9 @@ class SourceError(FetchError):
 class ContentError(SourceError):
     """The received bytes are not the expected file."""
 
-    def __init__(self, text: str, may_be_incomplete: bool = False) -> None:
-        super().__init__(text)
-        self.may_be_incomplete = may_be_incomplete  # whether a truncated transfer could have caused the error
+
+class TruncatedError(ContentError):
+    """The received bytes are not the expected file, and a truncated transfer could be the cause."""
 
 
 def printable(text: str) -> str:

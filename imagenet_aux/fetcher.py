@@ -8,16 +8,13 @@ import os
 from typing import Iterable, Mapping, NamedTuple
 
 from . import archive, sources
-from .errors import ContentError, FetchError, SourceError, redact
+from .errors import ContentError, FetchError, SourceError, TruncatedError, redact
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest, Source
 from .staging import Staging, staging_folder
-from .streams import LocalFile, Stream, Watch, is_http, limit_size, tee
+from .streams import Abort, LocalFile, Stream, Watch, is_http, tee
 from .verify import File, digest_name, inspect_chunks, inspect_file, missing, new_hash
 
 _log = logging.getLogger(__name__)
-
-MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
-RATE_SECONDS = 30.0  # window for measuring the rate
 
 
 class Result(NamedTuple):
@@ -75,8 +72,8 @@ def fetch(
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
     try:
-        return _fetch_first(candidates, target_folder(into), replace, manifest, _aborting(watch))
-    except _Abort as abort:
+        return _fetch_first(candidates, target_folder(into), replace, manifest, watch)
+    except Abort as abort:
         raise abort.args[0] from None
 
 
@@ -87,37 +84,19 @@ def target_folder(into: str | os.PathLike[str]) -> str:
     return sources.absolute_path(into)
 
 
-class _Abort(BaseException):
-    """Carries an exception from *watch* past the handlers for source and file errors."""
-
-
-def _aborting(watch: Watch) -> Watch:
-    def call(stream: Stream) -> None:
-        try:
-            watch(stream)
-        except Exception as error:
-            raise _Abort(error) from None
-
-    return call
-
-
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
     lock_wait = Stream("another process", watch)  # watched like a transfer, so that a signal ends the wait
-
-    def on_wait(seconds: float) -> None:
-        lock_wait.waited += seconds
-        watch(lock_wait)
-
     failures: list[str] = []
     for candidate in candidates:
         address = redact(candidate.address)
         _log.info("trying %s", address)
         may_be_slow = candidate is candidates[-1]
         try:
-            with staging_folder(folder, on_wait) as staging:
+            with staging_folder(folder, lock_wait.report) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, may_be_slow).stage()
-                _warn(failures, files, manifest)
+                for failure in failures:
+                    _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(address, folder, files)
         except SourceError as error:
@@ -130,23 +109,6 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
             "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
         )
     raise FetchError(*failures)
-
-
-def _require_rate(watch: Watch) -> Watch:
-    """Wrap *watch* for one transfer: raise `SourceError` if it receives less than `MIN_RATE` bytes per second."""
-    waited, total = 0.0, 0  # at the start of the window
-
-    def call(stream: Stream) -> None:
-        nonlocal waited, total
-        watch(stream)
-        seconds = stream.waited - waited
-        if seconds >= RATE_SECONDS:
-            rate = (stream.total - total) / seconds
-            if rate < MIN_RATE:
-                raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {rate:,.0f}")
-            waited, total = stream.waited, stream.total
-
-    return call
 
 
 class _Fetch(NamedTuple):
@@ -169,34 +131,43 @@ class _Fetch(NamedTuple):
             files = self._stage_files(self.source.files)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
-        required = [name for name in missing(files, self.manifest) if name not in self.source.optional]
+        missing_names = missing(files, self.manifest)
+        required = [name for name in missing_names if name not in self.source.optional]
         if required and not self.source.is_custom:
             raise SourceError(f"missing files: {', '.join(required)}")
+        differing = [file.name for file in files if not file.verified]
+        if differing:
+            _log.warning("differs from the published file: %s", ", ".join(differing))
+        if missing_names:
+            _log.warning("missing from the source: %s", ", ".join(missing_names))
         return sorted(files, key=lambda file: list(self.manifest.files).index(file.name))
 
     def _stage_files(self, locations: Mapping[str, str]) -> list[File]:
         """Stage the files that the source serves individually; skip optional files that fail."""
         files: list[File] = []
         for name, location in locations.items():
-            stream = self._open(location)
             try:
-                files.append(self._stage_file(name, stream, MAX_BYTES - sum(file.size for file in files)))
+                files.append(self._stage_file(name, location, MAX_BYTES - sum(file.size for file in files)))
             except SourceError as error:
                 if name not in self.source.optional:
                     raise SourceError(f"{name}: {error}") from None
                 _log.warning("%s: %s: %s", redact(self.source.address), name, error)
         return files
 
-    def _open(self, location: str) -> Stream:
+    def _stage_file(self, name: str, location: str, limit: int) -> File:
+        """Stage a file that the source serves individually, of at most *limit* bytes."""
+        stream = self._open(location, limit)
+        return stream.deliver(lambda chunks: self._write(name, stream.size, chunks))
+
+    def _open(self, location: str, limit: int = MAX_BYTES) -> Stream:
         """Open a URL or a path."""
-        watch = self.watch if self.may_be_slow else _require_rate(self.watch)
         if not is_http(location):
-            return LocalFile(location, watch)
+            return LocalFile(location, self.watch, limit)
         try:
             from .download import Download  # imports requests, which local files do not need
         except ImportError as error:
             raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
-        return Download(location, watch)
+        return Download(location, self.watch, limit, self.may_be_slow)
 
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
         """Stage the files in an archive, and verify them by the archive's digest or their own."""
@@ -211,20 +182,14 @@ class _Fetch(NamedTuple):
         if hasher.hexdigest() == digest:
             return [file._replace(verified=True) for file in files]
         if self.source.is_custom:
-            raise ContentError(
+            raise TruncatedError(
                 f"{digest_name(digest)} mismatch: expected {digest}, got {hasher.hexdigest()}. "
-                "Check the value, or download the archive again",
-                may_be_incomplete=True,
+                "Check the value, or download the archive again"
             )
         differing = [file.name for file in files if not file.verified]
         if differing:
             raise ContentError(f"differs from the published files: {', '.join(differing)}")
         return files
-
-    def _stage_file(self, name: str, stream: Stream, limit: int) -> File:
-        """Stage a file that the source serves individually, of at most *limit* bytes."""
-        too_large = SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-        return stream.deliver(lambda chunks: self._write(name, stream.size, limit_size(chunks, too_large, limit)))
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:
         """Write a staged file and compute its digest."""
@@ -236,17 +201,6 @@ class _Fetch(NamedTuple):
                 file.flush()
                 result = inspect_file(self.staging.path(name), self.manifest)
         if not (result.verified or self.source.is_custom or self.source.digest):
-            raise ContentError(f"{name} differs from the published file", may_be_incomplete=size is None)
+            error = TruncatedError if size is None else ContentError
+            raise error(f"{name} differs from the published file")
         return result
-
-
-def _warn(failures: list[str], files: list[File], manifest: Manifest) -> None:
-    """Log failed sources, files that differ from the published ones, and missing files."""
-    for failure in failures:
-        _log.warning("%s", failure)
-    differing = [file.name for file in files if not file.verified]
-    if differing:
-        _log.warning("differs from the published file: %s", ", ".join(differing))
-    missing_names = missing(files, manifest)
-    if missing_names:
-        _log.warning("missing from the source: %s", ", ".join(missing_names))

@@ -90,10 +90,9 @@ class Staging(NamedTuple):
         with _wrap_os_errors(self.target), _exclusive(self.target, self.on_wait):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
-                for name in manifest.files:
-                    if replace or name in names:
-                        rollback.callback(self._restore, name, name in names)
-                        self._swap(name, name in names)
+                for name in manifest.files if replace else names:
+                    rollback.callback(self._restore, name, name in names)
+                    self._swap(name, name in names)
                 rollback.pop_all()  # everything is published
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:

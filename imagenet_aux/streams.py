@@ -18,14 +18,19 @@ _MAX_PREFIX_BYTES = 4096
 T = TypeVar("T")
 
 
+class Abort(BaseException):
+    """Carries an exception from *watch* past the handlers for source and file errors."""
+
+
 class Stream:
     """The contents of one URL or local file, as an iterable of chunks."""
 
-    def __init__(self, label: str, watch: Watch) -> None:
+    def __init__(self, label: str, watch: Watch, limit: int = MAX_BYTES) -> None:
         self._watch = watch
+        self._limit = limit  # in bytes, for *_total*
+        self._total = 0  # bytes received, including those received again after a restart
         self.label = label  # the host name, or the file's base name
         self.received = 0  # bytes of the contents
-        self.total = 0  # bytes, including those received again after a restart
         self.size: int | None = None  # in bytes; None if unknown
         self.waited = 0.0  # seconds spent waiting for the host
 
@@ -41,6 +46,20 @@ class Stream:
     def __iter__(self) -> Generator[bytes, None, None]:
         raise NotImplementedError
 
+    def report(self, seconds: float = 0.0) -> None:
+        """Call *watch*, after a wait of this duration."""
+        self.waited += seconds
+        try:
+            self._watch(self)
+        except Exception as error:
+            raise Abort(error) from None
+
+    def _count(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+        self._total += len(chunk)
+        if self._total > self._limit:  # also stops a server that truncates every response
+            raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
+
 
 Watch = Callable[[Stream], None]
 
@@ -48,8 +67,8 @@ Watch = Callable[[Stream], None]
 class LocalFile(Stream):
     """The contents of a local file."""
 
-    def __init__(self, path: str, watch: Watch) -> None:
-        super().__init__(os.path.basename(path), watch)
+    def __init__(self, path: str, watch: Watch, limit: int = MAX_BYTES) -> None:
+        super().__init__(os.path.basename(path), watch, limit)
         self._path = path
 
     def __iter__(self) -> Generator[bytes, None, None]:
@@ -59,8 +78,8 @@ class LocalFile(Stream):
             with open(self._path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
-                    self.received = self.total = self.received + len(chunk)
-                    self._watch(self)
+                    self._count(chunk)
+                    self.report()
                     yield chunk
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}") from None
@@ -69,16 +88,6 @@ class LocalFile(Stream):
 def is_http(location: str) -> bool:
     """Return whether the location is an HTTP(S) URL."""
     return location.lower().startswith(("http://", "https://"))
-
-
-def limit_size(chunks: Iterable[bytes], error: Exception, limit: int = MAX_BYTES) -> Iterator[bytes]:
-    """Pass chunks through; raise *error* if they exceed *limit* bytes in total."""
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > limit:
-            raise error
-        yield chunk
 
 
 def tee(chunks: Iterable[bytes], use: Callable[[bytes], object]) -> Iterator[bytes]:

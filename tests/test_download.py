@@ -26,11 +26,11 @@ from cm_home import ROOT, clean_env
 from proxy import Proxy
 from server import Reply, Server
 
-from imagenet_aux import download, exchange, fetch, fetcher
+from imagenet_aux import download, exchange, fetch
 from imagenet_aux.download import Download
-from imagenet_aux.errors import ContentError, SourceError
+from imagenet_aux.errors import ContentError, SourceError, TruncatedError
 from imagenet_aux.manifest import Manifest, Source
-from imagenet_aux.streams import Stream, Watch
+from imagenet_aux.streams import Stream
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 STEP = 1 << 16  # bytes that count as progress
@@ -62,19 +62,19 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return recorded
 
 
-def read(url: str, watch: Callable[[Stream], None] = lambda stream: None) -> bytes:
+def read(url: str, watch: Callable[[Stream], None] = lambda stream: None, **options: Any) -> bytes:
     """Download a URL, and check that no connection stays open."""
-    stream = Download(url, watch)
+    stream = Download(url, watch, **options)
     try:
         return stream.deliver(b"".join)
     finally:
         assert stream._exchange is None
 
 
-def error_of(url: str, watch: Callable[[Stream], None] = lambda stream: None) -> str:
+def error_of(url: str, watch: Callable[[Stream], None] = lambda stream: None, **options: Any) -> str:
     """Return the error message of a failed download."""
     with pytest.raises(SourceError) as info:
-        read(url, watch)
+        read(url, watch, **options)
     return str(info.value)
 
 
@@ -281,7 +281,7 @@ def test_restarts_after_an_error_that_truncation_can_cause(
 
     def consume(chunks: Iterable[bytes]) -> None:
         received.append(b"".join(chunks))
-        raise ContentError("not complete", is_incomplete)
+        raise (TruncatedError if is_incomplete else ContentError)("not complete")
 
     url = server.serve("a", BODY, Reply(length=has_length))
     with pytest.raises(ContentError if has_length or not is_incomplete else SourceError, match="not complete"):
@@ -369,64 +369,64 @@ def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> 
         assert re.match(r"the connection stalled: [0-9]{1,2} bytes in 1 s", error_of(f"http://{address}/a"))
 
 
-def test_limits_the_total_traffic(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_the_total_traffic(server: Server, pauses: list[float]) -> None:
     """A server without Range support truncates each response a little later, which counts as progress."""
-    monkeypatch.setattr(download, "MAX_BYTES", 4 * len(BODY))
     replies = [Reply(stop_at=(n + 1) * STEP, ranges=False) for n in range(16)]
-    assert "larger than 4 MiB in total" in error_of(server.serve("a", BODY, *replies))
+    error = error_of(server.serve("a", BODY, *replies), limit=4 * len(BODY))
+    assert error == "larger than 200 MiB in total"
     assert len(server.requests_for("a")) == 11
 
 
 @pytest.mark.parametrize("has_length", [True, False])
 def test_accepts_a_file_of_the_maximum_size(has_length: bool, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "MAX_BYTES", len(BODY))
-    assert read(server.serve("a", BODY, Reply(length=has_length))) == BODY
+    assert read(server.serve("a", BODY, Reply(length=has_length)), limit=len(BODY)) == BODY
 
 
 # Slow sources
+
+RequireRate = Callable[[int], None]
 
 
 @pytest.fixture
 def short_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the rate over one second."""
-    monkeypatch.setattr(fetcher, "RATE_SECONDS", 1.0)
+    monkeypatch.setattr(download, "RATE_SECONDS", 1.0)
 
 
 @pytest.fixture
-def minimum_rate(short_rates: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Watch]:
-    """Return a function that requires a minimum rate, in bytes per second."""
-
-    def require(rate: int) -> Watch:
-        monkeypatch.setattr(fetcher, "MIN_RATE", rate)
-        return fetcher._require_rate(lambda stream: None)
-
-    return require
+def require_rate(short_rates: None, monkeypatch: pytest.MonkeyPatch) -> RequireRate:
+    """Return a function that sets the minimum rate, in bytes per second."""
+    return lambda rate: monkeypatch.setattr(download, "MIN_RATE", rate)
 
 
-MinimumRate = Callable[[int], Watch]
 SLOW = Reply(chunk_size=8000, pause=0.5)  # 16 kB/s
 
 
-def test_gives_up_below_the_minimum_rate(server: Server, minimum_rate: MinimumRate) -> None:
-    error = error_of(server.serve("a", BODY, SLOW), minimum_rate(100_000))
+def test_gives_up_below_the_minimum_rate(server: Server, require_rate: RequireRate) -> None:
+    require_rate(100_000)
+    error = error_of(server.serve("a", BODY, SLOW), may_be_slow=False)
     assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error)
     assert len(server.requests_for("a")) == 1
 
 
 @pytest.mark.parametrize("rate", [0, 2_000])
-def test_continues_above_the_minimum_rate(rate: int, server: Server, minimum_rate: MinimumRate) -> None:
-    assert read(server.serve("a", BODY[:50_000], SLOW), minimum_rate(rate)) == BODY[:50_000]
+def test_continues_above_the_minimum_rate(rate: int, server: Server, require_rate: RequireRate) -> None:
+    require_rate(rate)
+    assert read(server.serve("a", BODY[:50_000], SLOW), may_be_slow=False) == BODY[:50_000]
 
 
-def test_detects_a_drop_in_the_rate(server: Server, minimum_rate: MinimumRate) -> None:
+def test_detects_a_drop_in_the_rate(server: Server, require_rate: RequireRate) -> None:
+    require_rate(100_000)
     url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), SLOW)
-    assert "too slow" in error_of(url, minimum_rate(100_000))
+    assert "too slow" in error_of(url, may_be_slow=False)
 
 
-def test_bytes_before_a_restart_count_for_the_rate(server: Server, minimum_rate: MinimumRate) -> None:
-    watch = minimum_rate(10_000)
+def test_bytes_before_a_restart_count_for_the_rate(server: Server, require_rate: RequireRate) -> None:
+    require_rate(10_000)
     full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))})
-    assert read(server.serve("a", BODY, Reply(stop_at=STEP, chunk_size=STEP // 4, pause=0.1), full), watch) == BODY
+    url = server.serve("a", BODY, Reply(stop_at=STEP, chunk_size=STEP // 4, pause=0.1), full)
+    assert read(url, may_be_slow=False) == BODY
 
 
 @pytest.mark.usefixtures("short_rates")
@@ -447,8 +447,8 @@ def test_measures_the_rate_of_each_transfer(
     server: Server, tmp_path: Path, sample_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of two slow files takes less than the window, and both together take longer."""
-    monkeypatch.setattr(fetcher, "RATE_SECONDS", 2.0)
-    monkeypatch.setattr(fetcher, "MIN_RATE", 10_000_000)
+    monkeypatch.setattr(download, "RATE_SECONDS", 2.0)
+    monkeypatch.setattr(download, "MIN_RATE", 10_000_000)
     files = {name: sample_files[name] for name in ("synsets.txt", "val.txt")}
     late = Reply(headers={"X": lambda: str(time.sleep(1.2))})
     urls = {name: server.serve(name, data, late) for name, data in files.items()}
@@ -465,7 +465,7 @@ def test_the_last_mirror_may_be_slow(
     urls = [server.serve("a", b"", Reply(404)), server.serve("b", archive, Reply(chunk_size=4000, pause=0.05))]
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imagenet_aux.fetcher.MIN_RATE", 10_000_000)
+        patch.setattr("imagenet_aux.download.MIN_RATE", 10_000_000)
         result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, tuple(Source(url) for url in urls)))
     assert result.source == urls[1]
 

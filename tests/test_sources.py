@@ -11,11 +11,11 @@ from typing import Any, Iterable
 import pytest
 from cm_home import WINDOWS
 
-from imagenet_aux import fetcher
+from imagenet_aux import fetcher, streams
 from imagenet_aux.errors import ContentError, FetchError, SourceError
-from imagenet_aux.manifest import MANIFEST, MAX_BYTES, Manifest, Source
+from imagenet_aux.manifest import MANIFEST, Manifest, Source
 from imagenet_aux.sources import resolve
-from imagenet_aux.streams import LocalFile, Stream, is_http, limit_size, reject_html
+from imagenet_aux.streams import LocalFile, Stream, is_http, reject_html
 from imagenet_aux.verify import File, inspect_chunks, inspect_folder, missing, new_hash
 
 NAMES = list(MANIFEST.files)
@@ -175,7 +175,7 @@ def test_reads_a_local_file(tmp_path: Path) -> None:
     watcher = Watcher()
     stream = LocalFile(str(tmp_path / "file"), watcher)
     assert b"".join(stream.deliver(list)) == data
-    assert (stream.label, stream.size, stream.received, stream.total) == ("file", *[len(data)] * 3)
+    assert (stream.label, stream.size, stream.received, stream._total) == ("file", *[len(data)] * 3)
     assert len(watcher.received) > 1 and watcher.received == sorted(set(watcher.received))
 
 
@@ -244,27 +244,12 @@ def test_distinguishes_urls_from_paths(location: str, expected: bool) -> None:
 # Limits and HTML
 
 
-def test_limits_the_size_of_a_transfer() -> None:
-    assert list(limit_size([b"12", b"", b"345"], ValueError(), 5)) == [b"12", b"", b"345"]
-    limited = limit_size([b"12", b"3456"], ValueError("too large"), 5)
-    assert next(limited) == b"12"
-    with pytest.raises(ValueError, match="too large"):
-        next(limited)
-
-
-def test_limit_is_200_mib() -> None:
-    assert MAX_BYTES == 200 << 20
-    chunk = bytes(1 << 20)
-    assert sum(1 for _ in limit_size([chunk] * 200, ValueError())) == 200
-    with pytest.raises(ValueError):
-        sum(1 for _ in limit_size([chunk] * 200 + [b"1"], ValueError()))
-
-
 @pytest.mark.parametrize("size, is_accepted", [(1 << 20, True), ((1 << 20) + 1, False)])
 def test_limits_the_size_of_a_folder(
     size: int, is_accepted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetcher, "MAX_BYTES", 2 << 20)
+    monkeypatch.setattr(streams, "MAX_BYTES", 2 << 20)
     source = tmp_path / "source"
     source.mkdir()
     (source / "synsets.txt").write_bytes(bytes(1 << 20))

@@ -6,14 +6,14 @@ import gc
 import logging
 import re
 import time
-from typing import Any, Callable, Generator, Iterable, Iterator, TypeVar
+from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
 import requests
 import urllib3.exceptions
 from urllib3.util import Retry
 
 from .errors import ContentError, SourceError, TruncatedError, shorten
-from .exchange import POLL_SECONDS, ConnectionFault, exchange, host_name
+from .exchange import POLL_SECONDS, ConnectionFault, Exchange, host_name
 from .manifest import MAX_BYTES
 from .streams import Stream, Watch
 
@@ -44,7 +44,7 @@ class Download(Stream):
         self._may_be_slow = may_be_slow
         self._window = (0.0, 0)  # `waited` and `_total` at the start of the window in which the rate is measured
         self._validators: dict[str, str] = {}
-        self._exchange: Generator[Any, None, None] | None = None
+        self._exchange: Exchange | None = None
         self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes
         self._attempts = 0  # consecutive attempts without progress; 0 only before the first fault
         self._best = 0  # `received` at the last progress; after a restart, only bytes beyond it count
@@ -91,9 +91,9 @@ class Download(Stream):
     def _body(self) -> Iterator[bytes]:
         """Return the chunks of the open response; if there is none, request the remaining bytes."""
         if not self._exchange:
-            self._exchange = exchange(self._url, self._range_headers(), self.report)
-            self._read_head(next(self._exchange))  # the chunks follow
-        return self._exchange
+            self._exchange = Exchange(self._url, self._range_headers(), self.report)
+            self._read_head(self._exchange.response())
+        return self._exchange.chunks()
 
     def _close(self) -> None:
         if self._exchange:

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from typing import Any, Callable, Generator, Iterator
+from typing import Any, Callable, Iterator
 
 import requests
 import requests.adapters
@@ -57,21 +57,32 @@ class ConnectionFault(SourceError):
         self.is_permanent = is_permanent  # probably an unknown host, a refused connection or a TLS error
 
 
-def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> Generator[Any, None, None]:
-    """Send a GET request; yield the response, after any redirects, then the chunks of its body.
+class Exchange:
+    """A GET request and its response, received in a thread: the requests library has no time limit for headers."""
 
-    Raise `ConnectionFault` if the request fails, or if the connection breaks or stalls. *on_wait* receives the duration
-    of each wait, in seconds. Time that the process spends suspended does not count.
-    """
-    with _start_request(url, headers) as items:
-        response, _ = _next_item(items, STALL_SECONDS, on_wait)
+    def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> None:
+        self._url = url
+        self._on_wait = on_wait  # receives the duration of each wait in seconds, without suspended time
+        self._adapter = _Adapter()
+        # The response, the chunks of its body, and then an empty chunk or an exception.
+        self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
+        arguments = (url, headers, self._adapter, self._items)
+        self._thread = threading.Thread(target=_receive, args=arguments, name=_THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def response(self) -> requests.Response:
+        """Return the final response; raise `ConnectionFault` if the request fails or times out. Call this once."""
+        response, _ = self._next_item(STALL_SECONDS)
         if response is None:
-            reason = f"no response from {host_name(url)}: nothing received in {STALL_SECONDS:.0f} s"
+            reason = f"no response from {host_name(self._url)}: nothing received in {STALL_SECONDS:.0f} s"
             raise ConnectionFault(reason, is_permanent=True)
-        yield response
+        return response  # type: ignore[no-any-return]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the chunks of the body; raise `ConnectionFault` if the connection breaks or stalls."""
         received, seconds_left = 0, STALL_SECONDS
         while True:
-            chunk, seconds_left = _next_item(items, seconds_left, on_wait)
+            chunk, seconds_left = self._next_item(seconds_left)
             if chunk is None:
                 raise ConnectionFault(f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s")
             if not chunk:
@@ -81,44 +92,31 @@ def exchange(url: str, headers: dict[str, str], on_wait: Callable[[float], None]
                 received, seconds_left = 0, STALL_SECONDS
             yield chunk
 
+    def close(self) -> None:
+        """Shut down the connection and wait for the thread."""
+        self._adapter.stop()
+        while not self._items.empty():
+            self._items.get_nowait()  # the thread may be waiting for space
+        self._thread.join(_JOIN_SECONDS)
 
-def _next_item(items: queue.Queue[Any], limit: float, on_wait: Callable[[float], None]) -> tuple[Any, float]:
-    """Return the next item, or None after *limit* seconds, and the seconds left. Raise an item that is an error."""
-    item = None
-    while item is None and limit > 0:
-        started = time.monotonic()
-        # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
-        with contextlib.suppress(queue.Empty):
-            item = items.get(timeout=POLL_SECONDS)
-        seconds = min(time.monotonic() - started, POLL_SECONDS)
-        limit -= seconds
-        on_wait(seconds)
-    if isinstance(item, BaseException):
-        raise item
-    return item, limit
-
-
-@contextlib.contextmanager
-def _start_request(url: str, headers: dict[str, str]) -> Iterator[queue.Queue[Any]]:
-    """Send a request in a thread, and yield the queue of received items. On exit, shut down the connection.
-
-    The requests library has no time limit for headers, so the caller reads the queue with one.
-    """
-    adapter = _Adapter()
-    items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
-    thread = threading.Thread(target=_receive, args=(url, headers, adapter, items), name=_THREAD_NAME, daemon=True)
-    thread.start()
-    try:
-        yield items
-    finally:
-        adapter.stop()
-        while not items.empty():
-            items.get_nowait()  # the thread may be waiting for space
-        thread.join(_JOIN_SECONDS)
+    def _next_item(self, limit: float) -> tuple[Any, float]:
+        """Return the next item, or None after *limit* seconds, and the seconds left. Raise an item that is an error."""
+        item = None
+        while item is None and limit > 0:
+            started = time.monotonic()
+            # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
+            with contextlib.suppress(queue.Empty):
+                item = self._items.get(timeout=POLL_SECONDS)
+            seconds = min(time.monotonic() - started, POLL_SECONDS)
+            limit -= seconds
+            self._on_wait(seconds)
+        if isinstance(item, BaseException):
+            raise item
+        return item, limit
 
 
 def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.Queue[Any]) -> None:
-    """Put the final response into the queue, then the raw chunks of its body, then an empty chunk or an exception."""
+    """Send the request, follow redirects, and put the items into the queue."""
     response = None
     try:
         session = requests.Session()  # one session per request: the server may be closing a pooled connection
@@ -141,7 +139,7 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
     except _REQUEST_ERRORS as error:
         is_permanent = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
         items.put(ConnectionFault(_describe(error, url), is_permanent=is_permanent))
-    except BaseException as error:  # such as the SourceError from build_response; `exchange` raises it
+    except BaseException as error:  # such as the SourceError from build_response; `_next_item` raises it
         items.put(error)
 
 
@@ -160,7 +158,17 @@ class _Adapter(requests.adapters.HTTPAdapter):
             super().cert_verify(conn, *args, **kwargs)  # type: ignore[no-untyped-call]
         except OSError as error:  # the file in REQUESTS_CA_BUNDLE does not exist
             raise requests.exceptions.SSLError(str(error)) from None
-        conn.ConnectionCls = _tracked(type(conn).ConnectionCls, self)  # type(): track a pool that comes twice only once
+        adapter = self
+
+        # Derive from the class that the pool's type uses, because a reused pool already has a derived one.
+        class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
+            def _new_conn(self) -> Any:
+                sock = super()._new_conn()
+                sock.settimeout(None)  # the time limit in `response` also covers the TLS handshake
+                adapter.track(sock)
+                return sock
+
+        conn.ConnectionCls = Connection
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         """Limit the headers, and close redirect responses, because the requests library would read their bodies."""
@@ -189,19 +197,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if self._socket:
             with contextlib.suppress(OSError), self._socket as sock:
                 sock.shutdown(socket.SHUT_RDWR)
-
-
-def _tracked(cls: Any, adapter: _Adapter) -> Any:
-    """Return a subclass of a urllib3 connection class whose sockets the adapter can shut down."""
-
-    class Connection(cls):  # type: ignore[misc]
-        def _new_conn(self) -> Any:
-            sock = super()._new_conn()
-            sock.settimeout(None)  # the time limit in `exchange` also covers the TLS handshake
-            adapter.track(sock)
-            return sock
-
-    return Connection
 
 
 def host_name(url: str) -> str:

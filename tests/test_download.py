@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import GeneratorType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator
 
 import pytest
@@ -650,10 +650,6 @@ def test_large_headers_use_less_than_100_mb(
     assert re.search("Exceeded 20 redirects" if size == 100 else "larger than 256 KiB", lines[-1])
 
 
-def is_exchange(thing: object) -> bool:
-    return isinstance(thing, GeneratorType) and thing.gi_code is exchange.exchange.__code__
-
-
 @pytest.mark.parametrize(
     "replies",
     [
@@ -678,7 +674,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
         with contextlib.suppress(SourceError):
             read(url)
         objects = gc.get_objects()
-        left = [thing for thing in objects if isinstance(thing, requests.Response) or is_exchange(thing)]
+        left = [thing for thing in objects if isinstance(thing, (requests.Response, exchange.Exchange))]
         adapters = [thing for thing in objects if isinstance(thing, exchange._Adapter)]
     finally:
         gc.enable()
@@ -760,21 +756,22 @@ def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None
 
 def test_receives_a_few_chunks_ahead(server: Server) -> None:
     waits: list[float] = []
-    opened = exchange.exchange(server.serve("a", BODY * 16, Reply()), {}, waits.append)
-    next(opened)
-    items = opened.gi_frame.f_locals["items"]
+    opened = exchange.Exchange(server.serve("a", BODY * 16, Reply()), {}, waits.append)
+    opened.response()
+    items = opened._items
     while items.qsize() < 4:
         time.sleep(0.01)
     time.sleep(0.3)
     assert items.qsize() == 4
-    assert b"".join(opened) == BODY * 16
+    assert b"".join(opened.chunks()) == BODY * 16
+    opened.close()
 
 
 def test_stops_the_thread_while_the_buffer_is_full(server: Server) -> None:
     """The thread waits for space, and the system has received more than the buffer holds."""
-    opened = exchange.exchange(server.serve("a", BODY * 16, Reply()), {}, lambda seconds: None)
-    next(opened)
-    items = opened.gi_frame.f_locals["items"]
+    opened = exchange.Exchange(server.serve("a", BODY * 16, Reply()), {}, lambda seconds: None)
+    opened.response()
+    items = opened._items
     while items.qsize() < 4:
         time.sleep(0.01)
     time.sleep(0.3)
@@ -786,20 +783,23 @@ def test_wait_for_headers_times_out(server: Server, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
     waits: list[float] = []
     with pytest.raises(SourceError, match="nothing received in 2 s"):
-        next(exchange.exchange(server.serve("a", BODY, Reply(raw=b"", then="stall")), {}, waits.append))
+        opened = exchange.Exchange(server.serve("a", BODY, Reply(raw=b"", then="stall")), {}, waits.append)
+        opened.response()
+    opened.close()
     assert waits == [0.5, 0.5, 0.5, 0.5]
 
 
 def test_wait_excludes_suspended_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock continues while the process is suspended."""
     waits: list[float] = []
-    opened = exchange.exchange(server.serve("a", BODY, Reply()), {}, waits.append)
-    next(opened)
-    while not opened.gi_frame.f_locals["items"].qsize():
+    opened = exchange.Exchange(server.serve("a", BODY, Reply()), {}, waits.append)
+    opened.response()
+    while not opened._items.qsize():
         time.sleep(0.01)
     waits.clear()
     clock = itertools.count(0, 100)
     with monkeypatch.context() as patch:
         patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        next(opened)
+        next(opened.chunks())
     assert waits == [0.5]
+    opened.close()

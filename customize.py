@@ -15,6 +15,7 @@ _URL = "WGET_URL"
 _SOURCES = (_URL, "DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")
 _EXTRACT_PATH = "EXTRACT_PATH"
 _MAX_CHARACTERS = 16384  # operating systems limit the size of environment variables
+_BUSY = "another thread of this process is running this script. Run one call at a time, or use processes."
 
 # For this script and its dependents, the engines write env to a shell script as `export KEY="VALUE"`.
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
@@ -31,18 +32,18 @@ def preprocess(i):
         found = sys.version.split()[0]
         return _error(f"Python version: expected 3.8 or newer, got {found}. Install the engine in a newer Python.")
     engine = sys._getframe(1)
-    busy = _error("another thread of this process is running this script. Run one call at a time, or use processes.")
     with _running["lock"]:
         other = _running.get("engine")
         if other and any(_is_on_stack(other, top) for top in sys._current_frames().values()):
-            return busy
+            return _error(_BUSY)
         _running["engine"] = engine
+    folder = _call_folder(i["env"], engine)
     try:
-        inputs = _read_inputs(i, _call_folder(i["env"], engine))
+        inputs = _read_inputs(i, folder)
     except ValueError as error:
         return _error(str(error))
-    if threading.active_count() > 1 and _is_finished(os.path.dirname(inputs["RESULT"]), i["env"]):
-        return busy
+    if threading.active_count() > 1 and _is_finished(folder, i["env"]):
+        return _error(_BUSY)
     if "skip_ssl_verification" in i.get("variation_tags", []):
         print(
             "note: _skip_ssl_verification has no effect: certificates and digests are always verified.", file=sys.stderr
@@ -56,17 +57,17 @@ def preprocess(i):
 def postprocess(i):
     """Read the native script's result file and export the keys."""
     prefix = "CM_" + _PRIVATE
-    call = {key[len(prefix) :]: os.environ.pop(key) for key in list(os.environ) if key.startswith(prefix)}
+    passed = {key[len(prefix) :]: os.environ.pop(key) for key in list(os.environ) if key.startswith(prefix)}
     try:
-        with open(call["RESULT"], encoding="utf-8") as file:
+        with open(passed["RESULT"], encoding="utf-8") as file:
             result = json.load(file)
-        os.remove(call["RESULT"])
+        os.remove(passed["RESULT"])
     except FileNotFoundError:
         return _error(
             "the native script wrote no result: it was interrupted or killed, Python could not start, "
             "or the disk is full. See the messages above, and run it again."
         )
-    if (result["requested"], result["folder"]) != (call["SOURCE"], call["INTO"]):
+    if (result["requested"], result["folder"]) != (passed["SOURCE"], passed["INTO"]):
         return _error("the native script's result belongs to another call. Run one call at a time.")
     if "error" in result:
         return _error(result["error"])
@@ -99,11 +100,11 @@ def _call_folder(env, frame):
 def _read_inputs(i, folder):
     """Return the values to pass to the native script; raise ValueError if an input is invalid."""
     env, call = i["env"], i.get("input") or {}
-    own = _own_keys(call)
+    call_env = _call_env(call)
     current = _value(env, "TMP_CURRENT_PATH")
-    url = _first(call.get("url"), *(_value(own, key) for key in _SOURCES), _variation_url(i))
+    url = _first(call.get("url"), *(_value(call_env, key) for key in _SOURCES), _variation_url(i))
     checksum = _value(env, _CHECKSUM)  # where input_mapping puts the input
-    extract_path = _value(own, _EXTRACT_PATH)
+    extract_path = _value(call_env, _EXTRACT_PATH)
     target_name = "env.CM_" + _EXTRACT_PATH
     for name, value in (("url", url), ("checksum", checksum), (target_name, extract_path)):
         if not isinstance(value, str):
@@ -136,15 +137,15 @@ def _read_inputs(i, folder):
     }
 
 
-def _own_keys(call):
+def _call_env(call):
     """Return the env keys set for this call, without inherited ones: a parent script's keys are for other downloads."""
     prefix = "local_" if call.get("recursion") else ""
-    own = dict(call.get(prefix + "env") or {})
+    call_env = dict(call.get(prefix + "env") or {})
     for engine in _ENGINES:
-        own.pop(engine + _URL, None)  # by now, this is the variation's value rather than the user's
-    own.update(_cli_env_override(call, _URL))
-    own.update(call.get(prefix + "const") or {})
-    return own
+        call_env.pop(engine + _URL, None)  # by now, this is the variation's value rather than the user's
+    call_env.update(_cli_env_override(call, _URL))
+    call_env.update(call.get(prefix + "const") or {})
+    return call_env
 
 
 def _cli_env_override(call, name):

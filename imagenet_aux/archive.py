@@ -133,21 +133,21 @@ def _decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
         raise ContentError(f"not gzip: expected a .tar.gz archive, got {_guess_format(block)}")
     gunzip = _Gunzip()
     calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    worker = threading.Thread(target=_work, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
+    worker = threading.Thread(target=_run_calls, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
     worker.start()
     try:
-        output = rest = b""  # rest: the input that the last call did not consume
-        while rest or block:
-            if len(rest) < _MIN_INPUT_BYTES:
-                if block and len(rest) + len(block) < _MIN_INPUT_BYTES:
+        output = pending = b""  # pending: the input that the last call did not consume
+        while pending or block:
+            if len(pending) < _MIN_INPUT_BYTES:
+                if block and len(pending) + len(block) < _MIN_INPUT_BYTES:
                     yield output  # on a slow connection, reading the rest of the block may take long
                     output, block = b"", block + _read_block(chunks)
-                rest, block = rest + block, b""
+                pending, block = pending + block, b""
             result: Future[tuple[bytes, bytes]] = Future()
-            calls.put((result, rest))
+            calls.put((result, pending))
             yield output  # the caller uses it while the thread works
             block = block or next(chunks, b"")
-            output, rest = result.result()
+            output, pending = result.result()
         yield output
         gunzip.check_end()
     finally:
@@ -165,8 +165,8 @@ def _read_block(chunks: Iterator[bytes]) -> bytes:
     return block
 
 
-def _work(gunzip: _Gunzip, calls: queue.SimpleQueue[Any]) -> None:
-    """Run queued calls until None. A ThreadPoolExecutor would reject calls once the main thread has ended."""
+def _run_calls(gunzip: _Gunzip, calls: queue.SimpleQueue[Any]) -> None:
+    """Run the queued calls until None. A ThreadPoolExecutor would reject calls once the main thread has ended."""
     for result, data in iter(calls.get, None):
         try:
             result.set_result(gunzip.decompress(data))

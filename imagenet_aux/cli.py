@@ -123,11 +123,11 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     progress = Progress(sys.stderr)
     logging.basicConfig(handlers=[progress], level=logging.INFO)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote server data of unlimited length
-    received = _record_signals()
+    signals = _record_signals()
 
     def watch(stream: Stream) -> None:
-        # Signals abort the fetch only here, never during cleanup or publishing.
-        if received:
+        # Signals abort the fetch only here, never while files are moved.
+        if signals:
             raise KeyboardInterrupt
         progress(stream)
 
@@ -138,7 +138,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         report.update(source=result.source, verified=result.verified, files=list(result.paths))
     except KeyboardInterrupt:  # raised by `watch`
-        code, error = 128 + received[0], f"interrupted by {signal.Signals(received[0]).name}"
+        code, error = 128 + signals[0], f"interrupted by {signal.Signals(signals[0]).name}"
     except FetchError as failure:
         code, error = 1, str(failure)
     except Exception as failure:

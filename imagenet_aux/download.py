@@ -58,7 +58,7 @@ class Download(Stream):
                     return super().deliver(consume)
                 except _RestartRequired as error:  # needs no limit: it follows a fault, which `_wait_to_retry` limits
                     _log.warning("%s: %s. Restarting the download", self.label, error)
-                    if not self._is_full_response:  # a full response stays open, and `_body` returns it
+                    if not self._is_full_response:  # otherwise, the next call of `consume` receives this response
                         self._close()
                 except ContentError as error:
                     may_be_cut = self.size is None and isinstance(error, TruncatedError)
@@ -83,7 +83,7 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if fault.is_permanent and not self._attempts:  # the host has never responded
+                if fault.is_permanent and not self._attempts:  # the first request failed
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector

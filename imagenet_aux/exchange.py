@@ -49,7 +49,7 @@ _ERROR_TEXTS = (
 
 
 class ConnectionFault(SourceError):
-    """A fault that another request may fix, after *pause* seconds (None: the default backoff)."""
+    """A fault that another request may fix, after *pause* seconds (0: at once; None: an increasing pause)."""
 
     def __init__(self, reason: str, pause: float | None = None, is_permanent: bool = False) -> None:
         super().__init__(reason)

@@ -114,7 +114,12 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    A custom source must match its digest, if it has one. A mirror must match its digest, or each file its own.
+    Accepted files:
+
+    - custom source with a digest: those of an archive that matches it
+    - custom source without one: any
+    - mirror with a digest: those of an archive that matches it, or those that all match their own
+    - mirror without one: those that all match their own
     """
 
     source: Source

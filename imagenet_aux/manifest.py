@@ -17,8 +17,7 @@ class Source(NamedTuple):
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
     files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
-    # If True, accept files that differ from the published ones, but only from an archive that matches *digest*, if set.
-    is_custom: bool = False
+    is_custom: bool = False  # whether the user decides which files are right, with *digest* or by choosing the source
 
 
 class Manifest(NamedTuple):

@@ -27,7 +27,8 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
             f"checksum: expected an MD5 (32 hex digits) or a SHA-256 (64 hex digits), got {shorten(repr(checksum))}"
         )
     archives = [archive._replace(digest=digest, is_custom=True) for archive in found if archive.files is None]
-    if not archives or (source and found[0].files is not None):
+    requested = found[:1] if source else archives
+    if not requested or requested[0].files is not None:
         raise FetchError(f"{found[0].address}: --checksum requires an archive, got individual files. Omit --checksum")
     return archives
 

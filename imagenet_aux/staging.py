@@ -30,9 +30,9 @@ _READER_SECONDS = 5.0
 _REMOVAL_SECONDS = 1.0
 _RETRY_SECONDS = 0.02
 # Raised on Windows while another program has the file open, or is removing it.
-_IN_USE: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
+_IN_USE_ERRORS: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
 # Raised while another process is removing the lock file, or a folder that it created.
-_BEING_REMOVED: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError, *_IN_USE)
+_REMOVAL_ERRORS: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError, *_IN_USE_ERRORS)
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
@@ -47,16 +47,16 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
     Also remove the staging folders of killed processes: on this host if their lock is free, and on other hosts after a
     day, because some network file systems keep locks local to each host.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:  # on exit: unlock and remove the staging folder, then the created folders
         with _wrap_os_errors(target):
             target = os.path.realpath(target)
             if os.path.isfile(target):
                 raise FetchError(f"cannot write {target}: expected a folder, got a file")
-            for folder in _new_folders(target):
+            for folder in _folders_to_remove(target):
                 stack.callback(_remove_if_empty, folder)
             staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"), on_wait)
             stack.callback(_remove_folder, staging.folder)
-            with _exclusive(target, on_wait) as has_locks:
+            with _target_lock(target, on_wait) as has_locks:
                 _remove_abandoned(target, has_locks)
                 os.mkdir(staging.folder, _MODE)
                 lock = stack.enter_context(open(staging.path(_LOCK_NAME), "wb"))  # held until exit
@@ -87,12 +87,12 @@ class Staging(NamedTuple):
 
         If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
         """
-        with _wrap_os_errors(self.target), _exclusive(self.target, self.on_wait):
+        with _wrap_os_errors(self.target), _target_lock(self.target, self.on_wait):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
                 for name in manifest.files if replace else names:
                     rollback.callback(self._restore, name, name in names)
-                    self._swap(name, name in names)
+                    self._replace_file(name, name in names)
                 rollback.pop_all()  # everything is published
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
@@ -108,7 +108,7 @@ class Staging(NamedTuple):
                 raise FetchError(f"cannot replace {path}: expected a regular file, got {kind}. Move it away")
             if sys.platform == "win32" and not mode & stat.S_IWRITE:
                 raise FetchError(f"cannot write {path}: Access is denied (the file is read-only)")
-            if not replace and not self._is_known(name, name in names, manifest):
+            if not replace and not self._is_replaceable(name, name in names, manifest):
                 foreign.append(name)
         if foreign:
             raise FetchError(
@@ -116,7 +116,7 @@ class Staging(NamedTuple):
                 "Choose another folder, move the files away, or, without CM, pass --replace"
             )
 
-    def _is_known(self, name: str, is_staged: bool, manifest: Manifest) -> bool:
+    def _is_replaceable(self, name: str, is_staged: bool, manifest: Manifest) -> bool:
         """Return whether a file in the target matches its published digest or the staged file."""
         path = os.path.join(self.target, name)
         try:
@@ -128,17 +128,17 @@ class Staging(NamedTuple):
         except PermissionError:
             return False
 
-    def _swap(self, name: str, is_staged: bool) -> None:
+    def _replace_file(self, name: str, is_staged: bool) -> None:
         """Move the old file, if any, into the staging folder, and the staged file, if any, into the target."""
         path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
         with _wrap_os_errors(path):
-            if os.path.lexists(path) and not (is_staged and _link(path, old)):
+            if os.path.lexists(path) and not (is_staged and _back_up_by_link(path, old)):
                 _rename(path, old)
             if is_staged:
                 _rename(self.path(name), path)
 
     def _restore(self, name: str, is_staged: bool) -> None:
-        """Undo the completed steps of `_swap`."""
+        """Undo the completed steps of `_replace_file`."""
         path, old = os.path.join(self.target, name), self.path(name + _OLD_SUFFIX)
         with _wrap_os_errors(path):
             if os.path.lexists(old):
@@ -147,12 +147,12 @@ class Staging(NamedTuple):
                 _rename(path, self.path(name))
 
 
-def _link(path: str, link: str) -> bool:
+def _back_up_by_link(path: str, link: str) -> bool:
     """Create a hard link, so that the path exists at all times; return False if links are not supported."""
     try:
         if sys.platform == "win32":
             # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
-            _retry(lambda: os.rename(path, path), _IN_USE, _READER_SECONDS)
+            _retry(lambda: os.rename(path, path), _IN_USE_ERRORS, _READER_SECONDS)
             os.link(path, link)
         else:
             os.link(path, link, follow_symlinks=False)
@@ -162,7 +162,7 @@ def _link(path: str, link: str) -> bool:
 
 
 def _rename(source: str, target: str) -> None:
-    _retry(lambda: os.replace(source, target), _IN_USE, _READER_SECONDS)
+    _retry(lambda: os.replace(source, target), _IN_USE_ERRORS, _READER_SECONDS)
 
 
 def _remove_abandoned(target: str, has_locks: bool) -> None:
@@ -171,11 +171,11 @@ def _remove_abandoned(target: str, has_locks: bool) -> None:
     for name in _list_folder(target):
         path = os.path.join(target, name)
         match = pattern.fullmatch(name)
-        if match and _is_abandoned(path, is_local=has_locks and match[1] == _HOST):
+        if match and _is_abandoned(path, can_test_lock=has_locks and match[1] == _HOST):
             _remove_folder(path)
 
 
-def _new_folders(target: str) -> list[str]:
+def _folders_to_remove(target: str) -> list[str]:
     """Return the folders to remove if nothing is published, parents first: those that do not exist yet.
 
     If the target contains only other calls' staging folders, one of those calls probably created it, so it is included.
@@ -192,7 +192,7 @@ def _new_folders(target: str) -> list[str]:
 
 def _list_folder(folder: str) -> list[str]:
     """List a folder; on Windows, retry while another process is trying to remove it."""
-    return _retry(lambda: os.listdir(folder), _IN_USE, _REMOVAL_SECONDS)
+    return _retry(lambda: os.listdir(folder), _IN_USE_ERRORS, _REMOVAL_SECONDS)
 
 
 def _remove_folder(folder: str) -> None:
@@ -213,11 +213,11 @@ def _remove_if_empty(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(target: str, on_wait: OnWait) -> Iterator[bool]:
+def _target_lock(target: str, on_wait: OnWait) -> Iterator[bool]:
     """Hold the target's lock file and remove it on exit; yield False if the file system does not support locks."""
     path = os.path.join(target, _PREFIX + _LOCK_NAME)
     while True:
-        with _retry(lambda: _open_lock_file(path), _BEING_REMOVED, _REMOVAL_SECONDS) as file:
+        with _retry(lambda: _open_lock_file(path), _REMOVAL_ERRORS, _REMOVAL_SECONDS) as file:
             has_lock = _wait_for_lock(file, on_wait)
             if has_lock and not _is_same_file(file, path):
                 continue  # the previous holder removed the file after it was opened here: lock the new one
@@ -278,10 +278,10 @@ def _is_same_file(file: IO[bytes], path: str) -> bool:
         return False
 
 
-def _is_abandoned(folder: str, is_local: bool) -> bool:
-    """Return whether a staging folder is abandoned: its lock is free or, if from another host, it is a day old."""
+def _is_abandoned(folder: str, can_test_lock: bool) -> bool:
+    """Return whether a staging folder is abandoned: its lock is free or, if that proves nothing, it is a day old."""
     try:
-        if not is_local:
+        if not can_test_lock:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
         with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
             _lock(file)

@@ -32,7 +32,7 @@ class Stream:
         self.label = label  # the host name, or the file's base name
         self.received = 0  # bytes of the contents
         self.size: int | None = None  # in bytes; None if unknown
-        self.waited = 0.0  # seconds spent waiting for the host
+        self.waited = 0.0  # seconds spent waiting: for data, between attempts, or for a lock
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``, called when the first chunk has arrived and *size* is set.

@@ -19,7 +19,7 @@ class File(NamedTuple):
     name: str  # one of the manifest's file names
     size: int  # in bytes
     lines: int | None  # number of line feeds; None if the file is not text
-    verified: bool  # whether the file matches its published digest
+    verified: bool  # whether the file matches its published digest, or is from an archive that matched its own
 
 
 def inspect_chunks(name: str, chunks: Iterable[bytes], expected: str, size: int) -> File:

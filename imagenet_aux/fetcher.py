@@ -12,7 +12,7 @@ from .errors import ContentError, FetchError, SourceError, TruncatedError, redac
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest, Source
 from .staging import Staging, staging_folder
 from .streams import Abort, LocalFile, Stream, Watch, is_http, tee
-from .verify import File, digest_name, inspect_chunks, inspect_file, missing, new_hash
+from .verify import File, digest_name, inspect_chunks, inspect_file, inspect_folder, missing, new_hash
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ def fetch(
     manifest: Manifest = MANIFEST,
     watch: Watch = lambda stream: None,
 ) -> Result:
-    """Fetch the dataset into a folder, by default from the built-in mirrors; on failure, leave it unchanged.
+    """Fetch the dataset into a folder; on failure, leave it unchanged.
 
     Parameters
     ----------
     source : str or path, optional
-        The only source (http, https or file URL, or path of an archive or of a folder), or the mirror to try first.
+        The only source (http, https or file URL, or path of an archive or of a folder), or the mirror to try first. By
+        default, the built-in mirrors, unless the target folder already contains all published files.
     into : str or path, optional
         The target folder.
     checksum : str, optional
@@ -71,10 +72,9 @@ def fetch(
         If every source fails, or the files cannot be written.
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
-    try:
-        return _fetch_first(candidates, target_folder(into), replace, manifest, watch)
-    except Abort as abort:
-        raise abort.args[0] from None
+    folder = target_folder(into)
+    complete = None if source or checksum else _inspect_target(folder, manifest)
+    return complete or _fetch_first(candidates, folder, replace, manifest, watch)
 
 
 def target_folder(into: str | os.PathLike[str]) -> str:
@@ -82,6 +82,18 @@ def target_folder(into: str | os.PathLike[str]) -> str:
     if not os.fspath(into):
         raise FetchError("target: expected a folder, got an empty path")
     return sources.absolute_path(into)
+
+
+def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
+    """Return a result if the target folder already contains all published files."""
+    try:
+        result = Result(folder, folder, inspect_folder(folder, manifest))
+    except OSError:
+        return None
+    if not result.verified or missing(result.files, manifest):
+        return None
+    _log.info("%s already contains the files", folder)
+    return result
 
 
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
@@ -99,6 +111,8 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
                     _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(address, folder, files)
+        except Abort as abort:
+            raise abort.args[0] from None
         except SourceError as error:
             failures.append(f"{address}: {error}")
     if len(candidates) > 1:

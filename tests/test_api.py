@@ -113,6 +113,31 @@ def test_fetch_tries_the_mirrors_in_a_manifest(
     assert read_files(tmp_path / "data") == sample_files
 
 
+def test_fetch_downloads_nothing_if_the_target_is_complete(
+    manifest: Manifest, server: Server, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    data = write_files(tmp_path / "data", {**sample_files, "mine.txt": b"mine"})
+    result = imagenet_aux.fetch(into=data, replace=True, manifest=manifest)
+    assert (result.source, result.folder, result.verified) == (str(data), str(data), True)
+    assert list(result.paths) == NAMES
+    assert server.requests == [] and read_files(data) == {**sample_files, "mine.txt": b"mine"}
+
+
+@pytest.mark.parametrize("call", ["missing file", "other file", "source", "checksum"])
+def test_fetch_downloads_into_a_complete_target_if_needed(
+    call: str, manifest: Manifest, server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes
+) -> None:
+    data = write_files(tmp_path / "data", sample_files)
+    if call == "missing file":
+        (data / "val.txt").unlink()
+    elif call == "other file":
+        (data / "val.txt").write_bytes(b"other")
+    options = {"source": {"source": manifest.mirrors[1].address}, "checksum": {"checksum": digest(archive)}}
+    result = imagenet_aux.fetch(into=data, replace=True, manifest=manifest, **options.get(call, {}))
+    assert result.source == manifest.mirrors[1].address and len(server.requests_for("a.tar.gz")) == 1
+    assert read_files(data) == sample_files
+
+
 def test_warnings_hide_the_passwords_of_mirrors(
     manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

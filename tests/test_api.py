@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -282,3 +283,13 @@ def test_installed_command(command: list[str], installed: Path, source: Path, tm
     assert version.stdout == f"{imagenet_aux.__version__}\n"
     subprocess.run([*call, "fetch", str(source)], cwd=tmp_path, env=clean_env(), check=True)
     assert read_files(tmp_path / "data") == read_files(source)
+
+
+def test_type_checkers_use_the_annotations(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    program = "import imagenet_aux; reveal_type(imagenet_aux.fetch().paths)"
+    call = [sys.executable, "-m", "mypy", "--python-executable", str(installed / "python"), "-c", program]
+    result = subprocess.run(call, cwd=tmp_path, env=clean_env(**NO_COVERAGE), capture_output=True, encoding="utf-8")
+    assert re.search(r'Revealed type is "(builtins\.)?dict\[(builtins\.)?str, (builtins\.)?str\]"', result.stdout), (
+        result.stdout
+    )

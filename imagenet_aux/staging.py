@@ -14,30 +14,22 @@ import socket
 import stat
 import sys
 import time
-from typing import IO, Callable, Collection, Iterator, NamedTuple, TypeVar
+from typing import IO, Collection, Iterator, NamedTuple
 
 from .errors import FetchError
+from .locks import IN_USE_ERRORS, REMOVAL_SECONDS, OnWait, hold_lock_file, retry, try_lock
 from .manifest import MAX_BYTES, Manifest
 from .verify import inspect_file
 
 _PREFIX = ".imagenet-aux."
-_LOCK_NAME = "lock"
+_LOCK_NAME = "lock"  # in each staging folder
+_LOCK_FILE = _PREFIX + _LOCK_NAME  # in the target
 _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
-_LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _READER_SECONDS = 5.0
-_REMOVAL_SECONDS = 1.0
-_RETRY_SECONDS = 0.02
-# Raised on Windows while another program has the file open, or is removing it.
-_IN_USE_ERRORS: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
-# Raised while another process is removing the lock file, or a folder that it created.
-_REMOVAL_ERRORS: tuple[type[OSError], ...] = (FileNotFoundError, FileExistsError, *_IN_USE_ERRORS)
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
-
-T = TypeVar("T")
-OnWait = Callable[[float], None]  # receives the duration of a wait in seconds; an exception from it ends the wait
 
 
 @contextlib.contextmanager
@@ -56,12 +48,12 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
                 stack.callback(_remove_if_empty, folder)
             staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"), on_wait)
             stack.callback(_remove_folder, staging.folder)
-            with _target_lock(target, on_wait) as has_locks:
+            with hold_lock_file(os.path.join(target, _LOCK_FILE), on_wait) as has_locks:
                 _remove_abandoned(target, has_locks)
                 os.mkdir(staging.folder, _MODE)
                 lock = stack.enter_context(open(staging.path(_LOCK_NAME), "wb"))  # held until exit
                 if has_locks:
-                    _lock(lock)
+                    try_lock(lock)
         yield staging
 
 
@@ -87,7 +79,7 @@ class Staging(NamedTuple):
 
         If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
         """
-        with _wrap_os_errors(self.target), _target_lock(self.target, self.on_wait):
+        with _wrap_os_errors(self.target), hold_lock_file(os.path.join(self.target, _LOCK_FILE), self.on_wait):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
                 for name in manifest.files if replace else names:
@@ -152,7 +144,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
     try:
         if sys.platform == "win32":
             # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
-            _retry(lambda: os.rename(path, path), _IN_USE_ERRORS, _READER_SECONDS)
+            retry(lambda: os.rename(path, path), IN_USE_ERRORS, _READER_SECONDS)
             os.link(path, link)
         else:
             os.link(path, link, follow_symlinks=False)
@@ -162,7 +154,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
 
 
 def _rename(source: str, target: str) -> None:
-    _retry(lambda: os.replace(source, target), _IN_USE_ERRORS, _READER_SECONDS)
+    retry(lambda: os.replace(source, target), IN_USE_ERRORS, _READER_SECONDS)
 
 
 def _remove_abandoned(target: str, has_locks: bool) -> None:
@@ -173,6 +165,20 @@ def _remove_abandoned(target: str, has_locks: bool) -> None:
         match = pattern.fullmatch(name)
         if match and _is_abandoned(path, can_test_lock=has_locks and match[1] == _HOST):
             _remove_folder(path)
+
+
+def _is_abandoned(folder: str, can_test_lock: bool) -> bool:
+    """Return whether a staging folder is abandoned: its lock is free or, if that proves nothing, it is a day old."""
+    try:
+        if not can_test_lock:
+            return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
+        with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
+            try_lock(file)
+            return True
+    except FileNotFoundError:
+        return True  # the process was killed before it created the lock file
+    except OSError:
+        return False
 
 
 def _folders_to_remove(target: str) -> list[str]:
@@ -192,7 +198,7 @@ def _folders_to_remove(target: str) -> list[str]:
 
 def _list_folder(folder: str) -> list[str]:
     """List a folder; on Windows, retry while another process is trying to remove it."""
-    return _retry(lambda: os.listdir(folder), _IN_USE_ERRORS, _REMOVAL_SECONDS)
+    return retry(lambda: os.listdir(folder), IN_USE_ERRORS, REMOVAL_SECONDS)
 
 
 def _remove_folder(folder: str) -> None:
@@ -204,111 +210,12 @@ def _remove_folder(folder: str) -> None:
             raise FileExistsError
 
     with contextlib.suppress(FileExistsError):
-        _retry(remove, (FileExistsError,), _REMOVAL_SECONDS)
+        retry(remove, (FileExistsError,), REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:
     with contextlib.suppress(OSError):  # not empty: the files were published, or another process is using it
         os.rmdir(folder)
-
-
-@contextlib.contextmanager
-def _target_lock(target: str, on_wait: OnWait) -> Iterator[bool]:
-    """Hold the target's lock file and remove it on exit; yield False if the file system does not support locks."""
-    path = os.path.join(target, _PREFIX + _LOCK_NAME)
-    while True:
-        with _retry(lambda: _open_lock_file(path), _REMOVAL_ERRORS, _REMOVAL_SECONDS) as file:
-            has_lock = _wait_for_lock(file, on_wait)
-            if has_lock and not _is_same_file(file, path):
-                continue  # the previous holder removed the file after it was opened here: lock the new one
-            try:
-                yield has_lock
-            finally:
-                if sys.platform == "win32":
-                    file.close()  # Windows cannot remove an open file
-                with contextlib.suppress(OSError):
-                    os.remove(path)
-            return
-
-
-def _open_lock_file(path: str) -> IO[bytes]:
-    """Open the lock file for writing, as NFS locks require; create it and its parent folders if needed."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
-    except FileExistsError:
-        return open(path, "r+b")
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # some file systems have no permissions
-            os.fchmod(file.fileno(), 0o666)  # so that other users can lock it
-    return file
-
-
-def _wait_for_lock(file: IO[bytes], on_wait: OnWait) -> bool:
-    """Wait for the lock on an open file; return False if the file system does not support locks."""
-    try:
-        _retry(lambda: _lock(file), (BlockingIOError,), _LOCK_SECONDS, on_wait)
-    except BlockingIOError:
-        text = f"cannot lock {file.name}: another process has held the lock for {_LOCK_SECONDS:.0f} s. Try again later"
-        raise FetchError(text) from None
-    except OSError:
-        return False
-    return True
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock an open file without waiting; raise BlockingIOError if it is already locked."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:  # EACCES; under wine, no error number
-            raise BlockingIOError from None
-    else:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_same_file(file: IO[bytes], path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except (FileNotFoundError, PermissionError):  # the latter on Windows, while it is being removed
-        return False
-
-
-def _is_abandoned(folder: str, can_test_lock: bool) -> bool:
-    """Return whether a staging folder is abandoned: its lock is free or, if that proves nothing, it is a day old."""
-    try:
-        if not can_test_lock:
-            return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
-        with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
-            _lock(file)
-            return True
-    except FileNotFoundError:
-        return True  # the process was killed before it created the lock file
-    except OSError:
-        return False
-
-
-def _retry(
-    action: Callable[[], T],
-    errors: tuple[type[OSError], ...],
-    seconds: float,
-    on_wait: OnWait = lambda seconds: None,
-) -> T:
-    """Return the result of *action*; repeat it for *seconds* while it raises one of the errors."""
-    give_up = time.monotonic() + seconds
-    while True:
-        try:
-            return action()
-        except errors:
-            if time.monotonic() > give_up:
-                raise
-        started = time.monotonic()
-        time.sleep(_RETRY_SECONDS)
-        on_wait(time.monotonic() - started)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from command import (
 )
 from server import Reply, Server
 
-from imagenet_aux import FetchError, fetch, staging
+from imagenet_aux import FetchError, fetch, locks, staging
 from imagenet_aux.fetcher import Result
 from imagenet_aux.manifest import MANIFEST, Manifest, Source
 
@@ -412,7 +412,7 @@ def test_removes_staging_when_its_setup_fails(work: Path, source: Path, monkeypa
         if os.path.basename(file.name) == "lock":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(staging, "_lock", lock)
+    monkeypatch.setattr(staging, "try_lock", lock)
     with pytest.raises(
         FetchError, match=f"cannot write {re.escape(str(work / 'new' / 'data'))}: {os.strerror(errno.EIO)}"
     ):
@@ -701,7 +701,7 @@ def test_opens_an_existing_lock_file_without_o_creat(work: Path, source: Path, m
         return open(path, mode)
 
     touch_lock_file(work)
-    monkeypatch.setattr(staging, "open", protected_open, raising=False)
+    monkeypatch.setattr(locks, "open", protected_open, raising=False)
     fetch_into(work / "data", source)
     assert sorted(os.listdir(work / "data")) == sorted(NAMES)
 
@@ -872,7 +872,7 @@ def test_locks_only_files_that_are_open_for_writing(work: Path, source: Path, mo
 def test_lock_that_is_never_released_is_reported(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr(staging, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "_LOCK_SECONDS", 0.2)
     path = touch_lock_file(work)
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -889,7 +889,7 @@ def test_does_not_use_the_lock_of_a_removed_file(
     import fcntl
 
     waits = threading.Event()
-    lock = staging._lock
+    lock = locks.try_lock
 
     def report_wait(file: IO[bytes]) -> None:
         try:
@@ -898,7 +898,7 @@ def test_does_not_use_the_lock_of_a_removed_file(
             waits.set()
             raise
 
-    monkeypatch.setattr(staging, "_lock", report_wait)
+    monkeypatch.setattr(locks, "try_lock", report_wait)
     path = touch_lock_file(work)
     with contextlib.ExitStack() as second:
         with path.open("r+b") as first:

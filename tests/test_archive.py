@@ -31,7 +31,7 @@ from command import NO_COVERAGE, read_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagenet_aux import FetchError, fetch
+from imagenet_aux import FetchError, fetch, gunzip
 from imagenet_aux import archive as unpacker
 from imagenet_aux.errors import ContentError, SourceError, TruncatedError
 from imagenet_aux.manifest import MANIFEST
@@ -843,7 +843,7 @@ def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 
     """Read all members, or return None if the archive is rejected; other exceptions propagate."""
     # The limits are smaller than usual, so that short archives take several calls too.
     names = {"zlib": zlib_module, "_MIN_INPUT_BYTES": 600, "_MAX_OUTPUT_BYTES": chunk_size}
-    with mock.patch.multiple(unpacker, **names):
+    with mock.patch.multiple(gunzip, **names):
         try:
             return read_members(chunks)
         except ContentError as error:
@@ -879,7 +879,7 @@ def zlib_that_calls(at_call: int, action: Callable[[], object]) -> SimpleNamespa
 def test_decompresses_the_next_chunk_while_one_is_used() -> None:
     """The second call of the decompressor and the user of the first chunk wait for each other."""
     both = threading.Barrier(2, timeout=20)
-    with mock.patch.object(unpacker, "zlib", zlib_that_calls(2, both.wait)):
+    with mock.patch.object(gunzip, "zlib", zlib_that_calls(2, both.wait)):
         for _, _, content in unpacker.members([gzip.compress(tar_entry("val.txt", bytes(MIB)) + END)], WANTED):
             size = len(next(content))
             both.wait()
@@ -896,7 +896,7 @@ def test_reads_the_next_chunk_while_one_is_decompressed() -> None:
         both.wait()
         yield archive[MIB:]
 
-    with mock.patch.object(unpacker, "zlib", zlib_that_calls(1, both.wait)):
+    with mock.patch.object(gunzip, "zlib", zlib_that_calls(1, both.wait)):
         assert read_members(chunks()) == [("val.txt", bytes(MIB))]
 
 
@@ -1052,7 +1052,7 @@ def test_recognizes_a_tar_in_small_chunks(size: int) -> None:
 @with_each_zlib
 def test_reports_a_truncated_archive(zlib_module: object) -> None:
     packed = gzip.compress(RICH[:700], mtime=0) + gzip.compress(RICH[700:], mtime=0)
-    with mock.patch.object(unpacker, "zlib", zlib_module):
+    with mock.patch.object(gunzip, "zlib", zlib_module):
         for end in range(2, len(packed)):
             with pytest.raises(ContentError) as caught:
                 read_members([packed[:end]])
@@ -1071,7 +1071,7 @@ def test_a_changed_gzip_is_rejected_or_yields_the_same_files(
 
 def check_against_tarfile(tar: bytes) -> None:
     """Check that the tar is rejected, or that tarfile reads the same files from it."""
-    files = unpack([gzip.compress(tar, 1)], unpacker.zlib)
+    files = unpack([gzip.compress(tar, 1)], gunzip.zlib)
     if files is not None:
         assert files == read_with_tarfile(tar)
 

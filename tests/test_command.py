@@ -399,7 +399,7 @@ def test_isal_is_optional(
 ) -> None:
     pytest.importorskip("isal")
     (work / "a.tar.gz").write_bytes(archive)
-    show = "import atexit, sys; atexit.register(lambda: print(sys.modules['imagenet_aux.archive'].zlib.__name__))\n"
+    show = "import atexit, sys; atexit.register(lambda: print(sys.modules['imagenet_aux.gunzip'].zlib.__name__))\n"
     hide = "" if is_installed else "sys.modules['isal'] = None"
     result = run_command(work, "fetch", "a.tar.gz", **run_at_start(tmp_path / "start", show + hide))
     assert result.returncode == 0

@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import time
-from typing import Callable, Generator, Iterable, Iterator, TypeVar
+from typing import Any, Callable, Generator, Iterable, Iterator, TypeVar
 
 import requests
 import urllib3.exceptions
@@ -19,6 +19,8 @@ from .streams import Stream, Watch
 
 _log = logging.getLogger(__name__)
 
+STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for every STALL_BYTES of the body
+STALL_BYTES = 4096
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
 MAX_IDLE_SECONDS = 20.0  # give up after this time without data
@@ -89,11 +91,35 @@ class Download(Stream):
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
 
     def _body(self) -> Iterator[bytes]:
-        """Return the chunks of the open response; if there is none, request the remaining bytes."""
-        if not self._exchange:
-            self._exchange = Exchange(self._url, self._range_headers(), self.report)
-            self._read_head(self._exchange.response())
-        return self._exchange.chunks()
+        """Yield the chunks of the open response; if there is none, request the remaining bytes."""
+        exchange = self._exchange
+        if not exchange:
+            exchange = self._exchange = Exchange(self._url, self._range_headers())
+            response = self._wait_for_item(exchange, self.waited + STALL_SECONDS)
+            if response is None:
+                reason = f"no response from {self.label}: nothing received in {STALL_SECONDS:.0f} s"
+                raise ConnectionFault(reason, is_permanent=True)
+            self._read_head(response)
+        received, deadline = 0, self.waited + STALL_SECONDS
+        while True:
+            chunk = self._wait_for_item(exchange, deadline)
+            if chunk is None:
+                raise ConnectionFault(f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s")
+            if not chunk:
+                return
+            received += len(chunk)
+            if received >= STALL_BYTES:
+                received, deadline = 0, self.waited + STALL_SECONDS
+            yield chunk
+
+    def _wait_for_item(self, exchange: Exchange, deadline: float) -> Any:
+        """Return the next item of the exchange, or None if `waited` reaches the deadline."""
+        item = None
+        while item is None and self.waited < deadline:
+            started = time.monotonic()
+            item = exchange.next_item()
+            self.report(min(time.monotonic() - started, POLL_SECONDS))  # a suspension counts as one step
+        return item
 
     def _close(self) -> None:
         if self._exchange:

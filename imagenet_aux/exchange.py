@@ -1,4 +1,4 @@
-"""One HTTP request and its response, received in a background thread with time limits."""
+"""One HTTP request and its response, received in a background thread."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import http.client
 import queue
 import socket
 import threading
-import time
 import urllib.parse
 import urllib.request
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import requests
 import requests.adapters
@@ -26,10 +25,8 @@ _MAX_REDIRECTS = 20
 _JOIN_SECONDS = 5.0
 _THREAD_NAME = "imagenet_aux download"
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5  # Windows delivers Ctrl-C only between waits
 CONNECT_SECONDS = 5.0  # for each address of a host
-STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for every STALL_BYTES of the body
-STALL_BYTES = 4096
 
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
 # The requests library does not wrap all urllib3, http.client and OS errors, so catch those too.
@@ -60,9 +57,7 @@ class ConnectionFault(SourceError):
 class Exchange:
     """A GET request and its response, received in a thread: the requests library has no time limit for headers."""
 
-    def __init__(self, url: str, headers: dict[str, str], on_wait: Callable[[float], None]) -> None:
-        self._url = url
-        self._on_wait = on_wait  # receives the duration of each wait in seconds, without suspended time
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._adapter = _Adapter()
         # The response, the chunks of its body, and then an empty chunk or an exception.
         self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
@@ -70,27 +65,17 @@ class Exchange:
         self._thread = threading.Thread(target=_receive, args=arguments, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
-    def response(self) -> requests.Response:
-        """Return the final response; raise `ConnectionFault` if the request fails or times out. Call this once."""
-        response, _ = self._next_item(STALL_SECONDS)
-        if response is None:
-            reason = f"no response from {host_name(self._url)}: nothing received in {STALL_SECONDS:.0f} s"
-            raise ConnectionFault(reason, is_permanent=True)
-        return response  # type: ignore[no-any-return]
+    def next_item(self) -> Any:
+        """Return the response, then the chunks of its body, then an empty chunk; or None after `POLL_SECONDS`.
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the chunks of the body; raise `ConnectionFault` if the connection breaks or stalls."""
-        received, seconds_left = 0, STALL_SECONDS
-        while True:
-            chunk, seconds_left = self._next_item(seconds_left)
-            if chunk is None:
-                raise ConnectionFault(f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s")
-            if not chunk:
-                return
-            received += len(chunk)
-            if received >= STALL_BYTES:
-                received, seconds_left = 0, STALL_SECONDS
-            yield chunk
+        Raise an error of the request.
+        """
+        item = None
+        with contextlib.suppress(queue.Empty):
+            item = self._items.get(timeout=POLL_SECONDS)
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def close(self) -> None:
         """Shut down the connection and wait for the thread."""
@@ -98,21 +83,6 @@ class Exchange:
         while not self._items.empty():
             self._items.get_nowait()  # the thread may be waiting for space
         self._thread.join(_JOIN_SECONDS)
-
-    def _next_item(self, limit: float) -> tuple[Any, float]:
-        """Return the next item, or None after *limit* seconds, and the seconds left. Raise an item that is an error."""
-        item = None
-        while item is None and limit > 0:
-            started = time.monotonic()
-            # Wait in short steps: Windows delivers Ctrl-C only between them, and a suspension counts as one step.
-            with contextlib.suppress(queue.Empty):
-                item = self._items.get(timeout=POLL_SECONDS)
-            seconds = min(time.monotonic() - started, POLL_SECONDS)
-            limit -= seconds
-            self._on_wait(seconds)
-        if isinstance(item, BaseException):
-            raise item
-        return item, limit
 
 
 def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.Queue[Any]) -> None:
@@ -139,7 +109,7 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
     except _REQUEST_ERRORS as error:
         is_permanent = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
         items.put(ConnectionFault(_describe(error, url), is_permanent=is_permanent))
-    except BaseException as error:  # such as the SourceError from build_response; `_next_item` raises it
+    except BaseException as error:  # such as the SourceError from build_response; `next_item` raises it
         items.put(error)
 
 
@@ -164,7 +134,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()
-                sock.settimeout(None)  # the time limit in `response` also covers the TLS handshake
+                sock.settimeout(None)  # the caller's time limit also covers the TLS handshake
                 adapter.track(sock)
                 return sock
 

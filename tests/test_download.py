@@ -234,7 +234,7 @@ def test_a_date_in_the_past_requests_no_pause(server: Server, caplog: pytest.Log
 
 
 def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_IDLE_SECONDS", 2.0)
     url = server.serve("a", BODY, Reply(stop_at=STEP, then="stall"), Reply(raw=b"", then="stall"))
     assert re.search(r"gave up at attempt 2, [23] s idle", error_of(url))
@@ -243,14 +243,14 @@ def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch
 def test_retries_a_timeout_after_the_first_response(
     server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
     url = server.serve("a", BODY, Reply(stop_at=STEP), Reply(raw=b"", then="stall"), Reply())
     assert read(url) == BODY
     assert len(server.requests_for("a")) == 3
 
 
 def test_does_not_retry_a_timeout_before_the_first_response(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     assert "nothing received in 1 s" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall"), Reply()))
     assert len(server.requests_for("a")) == 1
 
@@ -342,7 +342,7 @@ def test_restarts_when_trailing_bytes_are_missing(
 
 
 def test_resumes_a_body_that_is_too_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
     assert read(server.serve("a", BODY, Reply(chunk_size=10, pause=0.1), Reply())) == BODY
     _, resumed = sent(server, "Range")
     assert 0 < int(str(resumed)[len("bytes=") : -1]) < 4096
@@ -350,20 +350,20 @@ def test_resumes_a_body_that_is_too_slow(server: Server, monkeypatch: pytest.Mon
 
 def test_slow_body_is_not_a_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each 4096-byte block arrives within the stall limit, but the whole body takes longer."""
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     assert read(server.serve("a", BODY[: 8 << 12], Reply(chunk_size=4096, pause=0.5))) == BODY[: 8 << 12]
     assert len(server.requests_for("a")) == 1
 
 
 def test_waiting_for_headers_is_not_a_body_stall(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     late = Reply(headers={"X": lambda: str(time.sleep(2))}, chunk_size=1024, pause=0.5)
     assert read(server.serve("a", BODY[:5120], late)) == BODY[:5120]
     assert len(server.requests_for("a")) == 1
 
 
 def test_detects_a_stall_after_a_fast_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 1)
     with dripping_server(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(5000)) as address:
         assert re.match(r"the connection stalled: [0-9]{1,2} bytes in 1 s", error_of(f"http://{address}/a"))
@@ -504,7 +504,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0
 def test_download_leaves_no_thread_running(
     reply: Reply, server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(download, "MAX_ATTEMPTS", 2)
     began = time.monotonic()
     with contextlib.suppress(SourceError):
@@ -527,7 +527,7 @@ def test_limits_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_the_time_for_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time limit for headers applies, because the connect timeout would include suspended time."""
     monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 3.0)
     with dripping_server(b"\x16\x03\x03\x40\x00") as address:
         assert "nothing received in 3 s" in error_of(f"https://{address}/a")
         assert live_threads() == []
@@ -535,7 +535,7 @@ def test_limits_the_time_for_a_tls_handshake(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\n\r\n\x16\x03\x03\x40\x00"])
 def test_limits_the_time_for_a_proxy_connection(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
     with dripping_server(first) as address:
         monkeypatch.setenv("https_proxy", f"http://{address}")
         assert re.search("no response|TLS error|proxy", error_of("https://aux.invalid/a"))
@@ -550,7 +550,7 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
         resolved.wait(30)
         return resolve(*args, **kwargs)
 
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     monkeypatch.setattr(exchange, "_JOIN_SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
     assert "nothing received" in error_of(server.serve("a", BODY, Reply(raw=b"", then="stall")))
@@ -566,8 +566,8 @@ def test_stops_a_connection_that_opens_late(server: Server, monkeypatch: pytest.
 
 FAST = """
 import sys
-from imagenet_aux import cli, exchange
-exchange.STALL_SECONDS = 2.0
+from imagenet_aux import cli, download
+download.STALL_SECONDS = 2.0
 sys.exit(cli.main())
 """
 
@@ -754,52 +754,48 @@ def test_calls_watch_during_a_pause(server: Server, pauses: list[float]) -> None
 # The background thread
 
 
+@contextlib.contextmanager
+def filled_exchange(server: Server) -> Iterator[exchange.Exchange]:
+    """Start an exchange, receive the response, and wait until the buffer is full."""
+    opened = exchange.Exchange(server.serve("a", BODY * 16, Reply()), {})
+    try:
+        while opened.next_item() is None:
+            pass
+        while opened._items.qsize() < 4:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        yield opened
+    finally:
+        opened.close()
+
+
 def test_receives_a_few_chunks_ahead(server: Server) -> None:
-    waits: list[float] = []
-    opened = exchange.Exchange(server.serve("a", BODY * 16, Reply()), {}, waits.append)
-    opened.response()
-    items = opened._items
-    while items.qsize() < 4:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    assert items.qsize() == 4
-    assert b"".join(opened.chunks()) == BODY * 16
-    opened.close()
+    with filled_exchange(server) as opened:
+        assert opened._items.qsize() == 4
+        assert b"".join(chunk or b"" for chunk in iter(opened.next_item, b"")) == BODY * 16
 
 
 def test_stops_the_thread_while_the_buffer_is_full(server: Server) -> None:
     """The thread waits for space, and the system has received more than the buffer holds."""
-    opened = exchange.Exchange(server.serve("a", BODY * 16, Reply()), {}, lambda seconds: None)
-    opened.response()
-    items = opened._items
-    while items.qsize() < 4:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    opened.close()
+    with filled_exchange(server):
+        pass
     assert live_threads() == []
 
 
 def test_wait_for_headers_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", 2.0)
     waits: list[float] = []
     with pytest.raises(SourceError, match="nothing received in 2 s"):
-        opened = exchange.Exchange(server.serve("a", BODY, Reply(raw=b"", then="stall")), {}, waits.append)
-        opened.response()
-    opened.close()
-    assert waits == [0.5, 0.5, 0.5, 0.5]
+        read(server.serve("a", BODY, Reply(raw=b"", then="stall")), lambda stream: waits.append(stream.waited))
+    assert waits == [0.5, 1.0, 1.5, 2.0]
 
 
 def test_wait_excludes_suspended_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock continues while the process is suspended."""
     waits: list[float] = []
-    opened = exchange.Exchange(server.serve("a", BODY, Reply()), {}, waits.append)
-    opened.response()
-    while not opened._items.qsize():
-        time.sleep(0.01)
-    waits.clear()
     clock = itertools.count(0, 100)
-    with monkeypatch.context() as patch:
-        patch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-        next(opened.chunks())
-    assert waits == [0.5]
-    opened.close()
+    stream = Download(server.serve("a", BODY[:5], Reply()), lambda stream: waits.append(stream.waited))
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert stream.deliver(b"".join) == BODY[:5]
+    assert len(waits) >= 3  # for the response, the chunk and the end
+    assert waits == [0.5 * count for count in range(1, len(waits) + 1)]

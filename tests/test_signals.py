@@ -164,7 +164,7 @@ def test_suspension_does_not_count_as_waiting(
     if stop_at:
         replies = [Reply(stop_at=stop_at), Reply(headers=gate_header), Reply(status=404)]
     url = server.serve("a.tar.gz", archive, *replies)
-    limits = "from imagenet_aux import download, exchange; exchange.STALL_SECONDS = download.MAX_IDLE_SECONDS = 4.0"
+    limits = "from imagenet_aux import download; download.STALL_SECONDS = download.MAX_IDLE_SECONDS = 4.0"
     process = start_command(work, "fetch", url, "--replace", **run_at_start(tmp_path / "limits", limits))
     server.wait_for_requests(process, 2 if stop_at else 1)
     if suspended:

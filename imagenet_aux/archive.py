@@ -10,13 +10,13 @@ import contextlib
 import itertools
 import re
 import tarfile
-from typing import Collection, Generator, Iterable, Iterator, Tuple
+from typing import Callable, Collection, Iterable, Iterator, TypeVar
 
 from .errors import ContentError, TruncatedError, shorten
 from .gunzip import TrailingBytes, decompress
 from .manifest import MAX_BYTES
 
-_Member = Tuple[str, int, Iterator[bytes]]
+T = TypeVar("T")
 
 _MAX_ENTRIES = 1000
 _MAX_PAX_BYTES = 1 << 16
@@ -25,23 +25,23 @@ _PAX_RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _PAX_OVERRIDES = re.compile(rb"path|linkpath|size|charset|hdrcharset|GNU\.sparse\..*|SCHILY\.realsize")
 
 
-def members(chunks: Iterable[bytes], wanted: Collection[str]) -> Generator[_Member, None, None]:
-    """Yield the base name, size and chunks of each wanted file in a gzip-compressed tar; skip other files and folders.
+def unpack(chunks: Iterable[bytes], wanted: Collection[str], use: Callable[[str, int, Iterator[bytes]], T]) -> list[T]:
+    """Call *use* with the base name, size and chunks of each wanted file in a gzip-compressed tar; return the results.
 
-    Read the chunks before the next file. Exhaust the iterator: only then are all checksums and trailers verified. Raise
-    `ContentError` if the archive is damaged or hostile.
+    Skip other files and folders. Raise `ContentError` if the archive is damaged or hostile.
     """
     # Drop empty chunks, because an empty chunk marks the end in `decompress` and `_TarReader`.
     compressed = filter(None, chunks)
     with contextlib.closing(decompress(compressed)) as decompressed:
         unpacked = filter(None, decompressed)
-        yield from _wanted_members(_TarReader(unpacked), wanted)
+        results = [use(*member) for member in _wanted_members(_TarReader(unpacked), wanted)]
         with contextlib.suppress(TrailingBytes):
             _exhaust(unpacked)  # zlib verifies the gzip trailer
     _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
+    return results
 
 
-def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[_Member]:
+def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[tuple[str, int, Iterator[bytes]]]:
     seen: set[str] = set()
     is_after_pax = False
     for number in itertools.count(1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import Iterable, Mapping, NamedTuple
@@ -194,8 +193,7 @@ class _Fetch(NamedTuple):
         hasher = new_hash(digest) if digest else None
         if hasher:
             chunks = tee(chunks, hasher.update)
-        with contextlib.closing(archive.members(chunks, self.manifest.files)) as members:
-            files = [self._write(*member) for member in members]
+        files = archive.unpack(chunks, self.manifest.files, self._write)
         if not hasher:
             return files
         if hasher.hexdigest() == digest:

@@ -831,12 +831,13 @@ def test_accepts_the_limit_and_rejects_more(row: Limit, tmp_path: Path) -> None:
 
 def read_members(chunks: Iterable[bytes]) -> list[tuple[str, bytes]]:
     """Read all members of an archive."""
-    files = []
-    for name, size, content in unpacker.members(chunks, WANTED):
+
+    def read(name: str, size: int, content: Iterable[bytes]) -> tuple[str, bytes]:
         data = b"".join(content)
         assert len(data) == size
-        files.append((name, data))
-    return files
+        return name, data
+
+    return unpacker.unpack(chunks, WANTED, read)
 
 
 def unpack(chunks: Iterable[bytes], zlib_module: object, chunk_size: int = 1 << 18) -> list[tuple[str, bytes]] | None:
@@ -879,11 +880,14 @@ def zlib_that_calls(at_call: int, action: Callable[[], object]) -> SimpleNamespa
 def test_decompresses_the_next_chunk_while_one_is_used() -> None:
     """The second call of the decompressor and the user of the first chunk wait for each other."""
     both = threading.Barrier(2, timeout=20)
+
+    def use(name: str, size: int, content: Iterator[bytes]) -> int:
+        first = len(next(content))
+        both.wait()
+        return first + sum(map(len, content))
+
     with mock.patch.object(gunzip, "zlib", zlib_that_calls(2, both.wait)):
-        for _, _, content in unpacker.members([gzip.compress(tar_entry("val.txt", bytes(MIB)) + END)], WANTED):
-            size = len(next(content))
-            both.wait()
-            assert size + sum(map(len, content)) == MIB
+        assert unpacker.unpack([gzip.compress(tar_entry("val.txt", bytes(MIB)) + END)], WANTED, use) == [MIB]
 
 
 def test_reads_the_next_chunk_while_one_is_decompressed() -> None:
@@ -1025,9 +1029,12 @@ def test_delivers_the_output_before_waiting_for_more_input(size: int) -> None:
         assert received >= available > MIB
         yield packed[800_000 + size :]
 
-    for _, _, content in unpacker.members(chunks(), ["val.txt"]):
+    def count(name: str, size: int, content: Iterable[bytes]) -> None:
+        nonlocal received
         for chunk in content:
             received += len(chunk)
+
+    unpacker.unpack(chunks(), ["val.txt"], count)
     assert received == len(data)
 
 

@@ -426,10 +426,10 @@ def test_exhausted_resources_are_reported_in_one_sentence(
         if {kind == "threads"}:
             limit_memory()
         else:
-            def members(chunks, wanted):
+            def unpack(chunks, wanted, use):
                 limit_memory()
                 bytes(1 << 28)
-            archive.members = members
+            archive.unpack = unpack
     """
     if sys.platform != "linux":
         pytest.skip("there is no /proc/self/statm")

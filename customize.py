@@ -21,8 +21,8 @@ _BUSY = "another thread of this process is running this script. Run one call at 
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
-# The engine's stack frame identifies the running call: it is on a thread's stack until the call ends, even if the call
-# is aborted. Kept in another module because the engines reload this one for every call.
+# A call runs while the engine's stack frame is on a thread's stack. A flag would stay set after an aborted call, which
+# skips postprocess. Kept in another module because the engines reload this one for every call.
 _running = vars(threading).setdefault("_imagenet_aux_running", {"lock": threading.Lock()})
 
 
@@ -105,8 +105,8 @@ def _read_inputs(i, folder):
     url = _first(call.get("url"), *(_value(call_env, key) for key in _SOURCES), _variation_url(i))
     checksum = _value(env, _CHECKSUM)  # where input_mapping puts the input
     extract_path = _value(call_env, _EXTRACT_PATH)
-    target_name = "env.CM_" + _EXTRACT_PATH
-    for name, value in (("url", url), ("checksum", checksum), (target_name, extract_path)):
+    target_label = "env.CM_" + _EXTRACT_PATH
+    for name, value in (("url", url), ("checksum", checksum), (target_label, extract_path)):
         if not isinstance(value, str):
             raise ValueError(f"{name}: expected a string, got {_redacted(value)}. Pass --{name}=VALUE.")
         if len(value) > _MAX_CHARACTERS:
@@ -122,7 +122,7 @@ def _read_inputs(i, folder):
         into = folder
     else:
         into = os.path.join(folder, "data")
-    for name, value in (("url", url), ("url", source), (target_name if extract_path else "target folder", into)):
+    for name, value in (("url", url), ("url", source), (target_label if extract_path else "target folder", into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run

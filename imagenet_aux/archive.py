@@ -33,22 +33,22 @@ def unpack(chunks: Iterable[bytes], wanted: Collection[str], use: Callable[[str,
     # Drop empty chunks, because an empty chunk marks the end in `decompress` and `_TarReader`.
     compressed = filter(None, chunks)
     with contextlib.closing(decompress(compressed)) as decompressed:
-        unpacked = filter(None, decompressed)
-        results = [use(*member) for member in _wanted_members(_TarReader(unpacked), wanted)]
+        tar_chunks = filter(None, decompressed)
+        results = [use(*entry) for entry in _wanted_entries(_TarReader(tar_chunks), wanted)]
         with contextlib.suppress(TrailingBytes):
-            _exhaust(unpacked)  # zlib verifies the gzip trailer
+            _exhaust(tar_chunks)  # zlib verifies the gzip trailer
     _exhaust(compressed)  # the size limit and the archive's digest include trailing bytes
     return results
 
 
-def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[tuple[str, int, Iterator[bytes]]]:
+def _wanted_entries(tar: _TarReader, wanted: Collection[str]) -> Iterator[tuple[str, int, Iterator[bytes]]]:
     seen: set[str] = set()
     is_after_pax = False
     for number in itertools.count(1):
-        if tar.is_at_end() and not is_after_pax:  # after a pax header, read() reports the truncation
+        if tar.is_at_end() and not is_after_pax:  # a pax header without an entry is truncated: read() raises
             return
         block = tar.read(tarfile.BLOCKSIZE)
-        if not any(block):
+        if not any(block):  # the end-of-archive block
             return
         if number > _MAX_ENTRIES:
             raise ContentError(f"more than {_MAX_ENTRIES} entries")
@@ -59,7 +59,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[tuple[
                 raise ContentError(f"pax header of {header.size} bytes: expected at most {_MAX_PAX_BYTES}")
             _check_pax(tar.read(header.size))
         else:
-            name = _file_name(header, wanted)
+            name = _safe_base_name(header, wanted)
             content = tar.chunks(header.size)
             if name in wanted:
                 if name in seen:
@@ -67,7 +67,7 @@ def _wanted_members(tar: _TarReader, wanted: Collection[str]) -> Iterator[tuple[
                 seen.add(name)
                 yield name, header.size, content
             _exhaust(content)
-        tar.read(-header.size % tarfile.BLOCKSIZE)
+        tar.read(-header.size % tarfile.BLOCKSIZE)  # padding
 
 
 def _exhaust(chunks: Iterator[bytes]) -> None:
@@ -83,7 +83,7 @@ class _TarReader:
         self._chunk = b""  # the unread part of the current chunk
 
     def is_at_end(self) -> bool:
-        """Return whether there are no more bytes."""
+        """Load the next chunk if the current one is used up; return whether there is none."""
         self._chunk = self._chunk or next(self._chunks, b"")
         return not self._chunk
 
@@ -117,14 +117,14 @@ def _check_pax(records: bytes) -> None:
     while position < len(records):
         record = _PAX_RECORD.match(records, position)
         end = position + int(record[1]) if record else 0
-        if not record or not record.end() < end <= len(records):  # a line feed ends the record
+        if not record or not record.end() < end <= len(records):  # "=" and at least the final line feed
             raise ContentError("invalid pax header")
         if _PAX_OVERRIDES.fullmatch(record[2]):
             raise ContentError(f"pax header overrides {shorten(record[2].decode(errors='backslashreplace'))}")
         position = end
 
 
-def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
+def _safe_base_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
     """Return a regular file's base name, or an empty string for a folder; reject other types and unsafe names."""
     name = header.name
     parts = name.split("/")
@@ -136,7 +136,7 @@ def _file_name(header: tarfile.TarInfo, wanted: Collection[str]) -> str:
         folders, base_name = parts[:-1], parts[-1]
     else:
         raise ContentError(f"entry {_quote(name)}: expected a regular file or a folder, got type {header.type!r}")
-    if not set(folders).isdisjoint(wanted):
+    if any(folder in wanted for folder in folders):
         raise ContentError(f"folder {_quote(name)}: expected a regular file with this name")
     if not base_name and header.size:
         raise ContentError(f"folder {_quote(name)}: expected no data, got {header.size} bytes")

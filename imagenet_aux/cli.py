@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument(
         "--replace",
         action="store_true",
-        help="replace files in FOLDER that differ from the published ones, and remove those missing from SOURCE",
+        help="replace files in FOLDER that differ from the published ones, and remove files missing from SOURCE",
     )
     get.add_argument(
         "--result",
@@ -132,11 +132,11 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         progress(stream)
 
     code, error = 0, ""
-    report: dict[str, Any] = {"requested": args.source, "folder": args.into}  # the content of the result file
+    record: dict[str, Any] = {"requested": args.source, "folder": args.into}  # the content of the result file
     try:
-        folder = report["folder"] = target_folder(args.into)
+        folder = record["folder"] = target_folder(args.into)
         result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
-        report.update(source=result.source, verified=result.verified, files=list(result.paths))
+        record.update(source=result.source, verified=result.verified, files=list(result.paths))
     except KeyboardInterrupt:  # raised by `watch`
         code, error = 128 + signals[0], f"interrupted by {signal.Signals(signals[0]).name}"
     except FetchError as failure:
@@ -148,12 +148,12 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         code, error = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()
     if code:
-        report["error"] = error
+        record["error"] = error
     else:
         print(_table(result.files, "verified") + f"in {folder}", flush=True)
     if args.result:  # the caller reads the error from the file, so exit with 0
         try:
-            _write_atomically(args.result, json.dumps(report))
+            _write_atomically(args.result, json.dumps(record))
         except OSError as failure:
             return _fail(printable(f"cannot write {args.result}: {failure.strerror}"))
         return 0

@@ -23,7 +23,7 @@ STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for
 STALL_BYTES = 4096
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
-MAX_IDLE_SECONDS = 20.0  # give up after this time without data
+MAX_IDLE_SECONDS = 20.0  # across attempts: give up if the next one would start later than this after the last data
 MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
 RATE_SECONDS = 30.0  # window for measuring the rate
 
@@ -40,17 +40,17 @@ class _RestartRequired(SourceError):
 class Download(Stream):
     """A download with retries."""
 
-    def __init__(self, url: str, watch: Watch, limit: int = MAX_BYTES, may_be_slow: bool = True) -> None:
+    def __init__(self, url: str, watch: Watch, limit: int = MAX_BYTES, allow_slow: bool = True) -> None:
         super().__init__(host_name(url), watch, limit)
         self._url = url
-        self._may_be_slow = may_be_slow
+        self._allow_slow = allow_slow
         self._window = (0.0, 0)  # `waited` and `_total` at the start of the window in which the rate is measured
         self._validators: dict[str, str] = {}
         self._exchange: Exchange | None = None
         self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes
         self._attempts = 0  # consecutive attempts without progress; 0 only before the first fault
         self._best = 0  # `received` at the last progress; after a restart, only bytes beyond it count
-        self._idle = 0.0  # seconds since the last byte, not counting suspended time
+        self._idle = 0.0  # seconds since the last byte, without the time in which the computer slept
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
@@ -58,13 +58,14 @@ class Download(Stream):
             while True:
                 try:
                     return super().deliver(consume)
-                except _RestartRequired as error:  # needs no limit: it follows a fault, which `_wait_to_retry` limits
+                except _RestartRequired as error:  # only a resumed request raises it: `_wait_to_retry` counted it
                     _log.warning("%s: %s. Restarting the download", self.label, error)
-                    if not self._is_full_response:  # otherwise, the next call of `consume` receives this response
+                    if not self._is_full_response:  # otherwise, the next `deliver` reads this response
                         self._close()
                 except ContentError as error:
-                    may_be_cut = self.size is None and isinstance(error, TruncatedError)
-                    if self._is_full_response and not may_be_cut:
+                    was_resumed = not self._is_full_response
+                    may_be_truncated = self.size is None and isinstance(error, TruncatedError)
+                    if not (was_resumed or may_be_truncated):
                         raise
                     self._close()
                     self._wait_to_retry(str(error), 0.0)
@@ -85,7 +86,9 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if fault.is_permanent and not self._attempts:  # the first request failed
+                if (
+                    fault.is_permanent and not self._attempts
+                ):  # on the first request; later, the same error may be temporary
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
@@ -100,16 +103,16 @@ class Download(Stream):
                 reason = f"no response from {self.label}: nothing received in {STALL_SECONDS:.0f} s"
                 raise ConnectionFault(reason, is_permanent=True)
             self._read_head(response)
-        received, deadline = 0, self.waited + STALL_SECONDS
+        recent, deadline = 0, self.waited + STALL_SECONDS  # bytes since the deadline was set
         while True:
             chunk = self._wait_for_item(exchange, deadline)
             if chunk is None:
-                raise ConnectionFault(f"the connection stalled: {received} bytes in {STALL_SECONDS:.0f} s")
+                raise ConnectionFault(f"the connection stalled: {recent} bytes in {STALL_SECONDS:.0f} s")
             if not chunk:
                 return
-            received += len(chunk)
-            if received >= STALL_BYTES:
-                received, deadline = 0, self.waited + STALL_SECONDS
+            recent += len(chunk)
+            if recent >= STALL_BYTES:
+                recent, deadline = 0, self.waited + STALL_SECONDS
             yield chunk
 
     def _wait_for_item(self, exchange: Exchange, deadline: float) -> Any:
@@ -118,7 +121,7 @@ class Download(Stream):
         while item is None and self.waited < deadline:
             started = time.monotonic()
             item = exchange.next_item()
-            self.report(min(time.monotonic() - started, POLL_SECONDS))  # a suspension counts as one step
+            self.report(min(time.monotonic() - started, POLL_SECONDS))  # if the computer slept, count one step only
         return item
 
     def _close(self) -> None:
@@ -130,20 +133,21 @@ class Download(Stream):
         """Call *watch*, after a wait of this duration; raise `SourceError` if the source is too slow."""
         super().report(seconds)
         self._idle += seconds
-        waited, total = self.waited - self._window[0], self._total - self._window[1]
-        if waited < RATE_SECONDS:
+        seconds_waited, count = self.waited - self._window[0], self._total - self._window[1]
+        if seconds_waited < RATE_SECONDS:
             return
-        if total < MIN_RATE * waited and not self._may_be_slow:
-            raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {total / waited:,.0f}")
+        rate = count / seconds_waited
+        if rate < MIN_RATE and not self._allow_slow:
+            raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {rate:,.0f}")
         self._window = self.waited, self._total
 
     def _range_headers(self) -> dict[str, str]:
         if not self.received:
             return {}
         headers = {"Range": f"bytes={self.received}-"}
-        etag = self._validators.get("ETag", "")
-        validator = etag if etag and not etag.startswith("W/") else self._validators.get("Last-Modified")
-        if validator:  # If-Range requires a strong ETag or a date
+        etag = self._validators.get("ETag", "W/")  # If-Range requires a strong ETag, or a date
+        validator = self._validators.get("Last-Modified") if etag.startswith("W/") else etag
+        if validator:
             headers["If-Range"] = validator
         return headers
 
@@ -155,28 +159,29 @@ class Download(Stream):
         self._is_full_response = status == 200
         if status == 206 and self.received:
             self._require_same_file(response)
-        elif status == 416 and self.received:
+            return
+        if status == 416 and self.received:
             raise _RestartRequired(f"the remaining bytes are not available ({_status_text(response)})")
-        elif status != 200:
+        if status != 200:
             raise SourceError(_status_text(response))
-        else:
-            self.size = _content_length(response)
-            self._validators = _validators(response)
-            if self.size is not None and self.size > MAX_BYTES:
-                raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
-            if self.received:
-                raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
+        self.size = _content_length(response)
+        self._validators = _validators(response)
+        if self.size is not None and self.size > MAX_BYTES:
+            raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
+        if self.received:
+            raise _RestartRequired(f"the server ignored the Range request ({_status_text(response)})")
 
     def _require_same_file(self, response: requests.Response) -> None:
         """Raise `_RestartRequired` unless a partial response continues the received bytes."""
-        found = response.headers.get("Content-Range", "")
-        match = _CONTENT_RANGE.fullmatch(found.strip())
+        content_range = response.headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(content_range.strip())
         if not match or int(match[1]) != self.received:
-            raise _RestartRequired(f"Content-Range: expected bytes {self.received}-, got {shorten(repr(found))}")
-        total = self.size if match[2] == "*" else int(match[2])
-        if self.size not in (None, total):
-            raise _RestartRequired(f"the file changed: expected {self.size} bytes, got {total}")
-        self.size = total
+            got = shorten(repr(content_range))
+            raise _RestartRequired(f"Content-Range: expected bytes {self.received}-, got {got}")
+        size = self.size if match[2] == "*" else int(match[2])
+        if self.size not in (None, size):
+            raise _RestartRequired(f"the file changed: expected {self.size} bytes, got {size}")
+        self.size = size
         for name, value in _validators(response).items():
             if self._validators.get(name, value) != value:
                 old = shorten(self._validators[name])
@@ -211,7 +216,9 @@ def _content_length(response: requests.Response) -> int | None:
     length = response.headers.get("Content-Length", "")
     is_chunked = "Transfer-Encoding" in response.headers
     is_number = re.fullmatch("[0-9]+", length)
-    return int(length[:18]) if is_number and not is_chunked else None  # int() rejects thousands of digits
+    return (
+        int(length[:18]) if is_number and not is_chunked else None
+    )  # 18 digits exceed any limit; int() rejects thousands
 
 
 def _validators(response: requests.Response) -> dict[str, str]:

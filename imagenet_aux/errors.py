@@ -11,7 +11,7 @@ _UNENCODED_PASSWORD = re.compile(r"(?<!\w)//[^/?#\\\s@\[]*:(?!\d*[/?#\\])\S*@")
 
 
 class FetchError(Exception):
-    """The files could not be fetched. The message says why, and what to do."""
+    """The files could not be fetched. The message gives the cause and the remedy."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(printable(redact(line)) for line in lines))

@@ -46,12 +46,14 @@ _ERROR_TEXTS = (
 
 
 class ConnectionFault(SourceError):
-    """A fault that another request may fix, after *pause* seconds (0: at once; None: an increasing pause)."""
+    """A failed request or broken response; *pause*: seconds before the next one (0: at once; None: increasing)."""
 
     def __init__(self, reason: str, pause: float | None = None, is_permanent: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
-        self.is_permanent = is_permanent  # probably an unknown host, a refused connection or a TLS error
+        self.is_permanent = (
+            is_permanent  # another one would probably fail too: unknown host, refused connection, TLS error
+        )
 
 
 class Exchange:
@@ -59,7 +61,7 @@ class Exchange:
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._adapter = _Adapter()
-        # The response, the chunks of its body, and then an empty chunk or an exception.
+        # The items that `next_item` returns, or an exception at any point.
         self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
         arguments = (url, headers, self._adapter, self._items)
         self._thread = threading.Thread(target=_receive, args=arguments, name=_THREAD_NAME, daemon=True)

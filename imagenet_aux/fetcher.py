@@ -53,9 +53,9 @@ def fetch(
     into : str or path, optional
         The target folder.
     checksum : str, optional
-        Expected MD5 or SHA-256 of the archive, in hex.
+        Expected MD5 or SHA-256 of the archive, in hex. Excludes sources that are not archives.
     replace : bool, optional
-        Whether to replace files that differ from the published ones, and to remove those missing from the source.
+        Whether to replace files that differ from the published ones, and to remove dataset files missing from *source*.
     manifest : Manifest, optional
         The dataset's file names, digests and mirrors.
     watch : callable, optional
@@ -72,8 +72,8 @@ def fetch(
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
     folder = target_folder(into)
-    complete = None if source or checksum else _inspect_target(folder, manifest)
-    return complete or _fetch_first(candidates, folder, replace, manifest, watch)
+    existing = None if source or checksum else _inspect_target(folder, manifest)
+    return existing or _fetch_first(candidates, folder, replace, manifest, watch)
 
 
 def target_folder(into: str | os.PathLike[str]) -> str:
@@ -97,16 +97,16 @@ def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
 
 def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
-    lock_wait = Stream("another process", watch)  # watched like a transfer, so that a signal ends the wait
+    lock_wait = Stream("another process", watch)  # never read: it reports lock waits to *watch*, which may abort
     failures: list[str] = []
     for candidate in candidates:
         address = redact(candidate.address)
         _log.info("trying %s", address)
-        may_be_slow = candidate is candidates[-1]
+        allow_slow = candidate is candidates[-1]  # abandon a slow source only if another one remains
         try:
             with staging_folder(folder, lock_wait.report) as staging:
-                files = _Fetch(candidate, staging, manifest, watch, may_be_slow).stage()
-                for failure in failures:
+                files = _Fetch(candidate, staging, manifest, watch, allow_slow).stage()
+                for failure in failures:  # not before: if every source fails, they are the error's text
                     _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(address, folder, files)
@@ -127,34 +127,34 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    Accepted files:
+    Accepted files (the user's checksum makes a mirror count as user-supplied):
 
-    - custom source with a digest: those of an archive that matches it
-    - custom source without one: any
-    - mirror with a digest: those of an archive that matches it, or those that all match their own
-    - mirror without one: those that all match their own
+    - user-supplied source with a digest: all files, if the archive matches the digest
+    - user-supplied source without one: all files, verified or not
+    - mirror with a digest: all files, if the archive matches the digest or each file matches its own
+    - mirror without one: all files, if each file matches its own digest
     """
 
     source: Source
     staging: Staging
     manifest: Manifest
     watch: Watch
-    may_be_slow: bool
+    allow_slow: bool
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
         if self.source.files is None:
-            files = self._open(self.source.address).deliver(self._unpack)
+            files = self._stream(self.source.address).deliver(self._unpack)
         else:
             files = self._stage_files(self.source.files)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         missing_names = missing(files, self.manifest)
-        required = [name for name in missing_names if name not in self.source.optional]
-        if required and not self.source.is_custom:
-            raise SourceError(f"missing files: {', '.join(required)}")
+        missing_required = [name for name in missing_names if name not in self.source.optional]
+        if missing_required and not self.source.is_custom:
+            raise SourceError(f"missing files: {', '.join(missing_required)}")
         differing = [file.name for file in files if not file.verified]
-        if differing:
+        if differing:  # only from a user-supplied source without a checksum
             _log.warning("differs from the published file: %s", ", ".join(differing))
         if missing_names:
             _log.warning("missing from the source: %s", ", ".join(missing_names))
@@ -174,18 +174,18 @@ class _Fetch(NamedTuple):
 
     def _stage_file(self, name: str, location: str, limit: int) -> File:
         """Stage a file that the source serves individually, of at most *limit* bytes."""
-        stream = self._open(location, limit)
+        stream = self._stream(location, limit)
         return stream.deliver(lambda chunks: self._write(name, stream.size, chunks))
 
-    def _open(self, location: str, limit: int = MAX_BYTES) -> Stream:
-        """Open a URL or a path."""
+    def _stream(self, location: str, limit: int = MAX_BYTES) -> Stream:
+        """Return the stream of a URL or a path."""
         if not is_http(location):
             return LocalFile(location, self.watch, limit)
         try:
             from .download import Download  # imports requests, which local files do not need
         except ImportError as error:
             raise FetchError(f"HTTP requires the requests package: {error}. Run: pip install requests") from None
-        return Download(location, self.watch, limit, self.may_be_slow)
+        return Download(location, self.watch, limit, self.allow_slow)
 
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
         """Stage the files in an archive, and verify them by the archive's digest or their own."""
@@ -199,7 +199,7 @@ class _Fetch(NamedTuple):
         if hasher.hexdigest() == digest:
             return [file._replace(verified=True) for file in files]
         if self.source.is_custom:
-            raise TruncatedError(
+            raise TruncatedError(  # without a length, trailing bytes may be missing
                 f"{digest_name(digest)} mismatch: expected {digest}, got {hasher.hexdigest()}. "
                 "Check the value, or download the archive again"
             )
@@ -214,10 +214,11 @@ class _Fetch(NamedTuple):
         expected = "" if self.source.is_custom and self.source.digest else self.manifest.files[name]
         with self.staging.create(name) as file:
             result = inspect_chunks(name, tee(chunks, file.write), expected, size or 0)
-            if size is None:  # a git blob id depends on the size, so hash the file again
+            if size is None:  # unknown before, but a git blob id depends on it: hash the written file
                 file.flush()
                 result = inspect_file(self.staging.path(name), self.manifest)
-        if not (result.verified or self.source.is_custom or self.source.digest):
-            error = TruncatedError if size is None else ContentError
+        must_match = not self.source.is_custom and not self.source.digest  # with a digest, `_unpack` decides
+        if must_match and not result.verified:
+            error = TruncatedError if size is None else ContentError  # without a length, the end may be missing
             raise error(f"{name} differs from the published file")
         return result

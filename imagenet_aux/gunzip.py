@@ -1,4 +1,4 @@
-"""Decompress a .tar.gz in a thread, with limited memory."""
+"""Decompress gzip in a thread, with limited memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrailingBytes(TruncatedError):
 
 
 def decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yield decompressed chunks. While a thread makes the next one, the caller uses the last one and input is read."""
+    """Yield decompressed chunks. A thread decompresses the next one while the caller uses the last one."""
     block = _read_block(chunks)
     if not block:
         raise ContentError("empty: expected a .tar.gz archive")
@@ -46,11 +46,12 @@ def decompress(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     worker = threading.Thread(target=_run_calls, args=(gunzip, calls), name="imagenet_aux decompress", daemon=True)
     worker.start()
     try:
-        output = pending = b""  # pending: the input that the last call did not consume
+        # output: of the last call, not yet yielded. pending: input for the next call. block: input after that.
+        output = pending = b""
         while pending or block:
             if len(pending) < _MIN_INPUT_BYTES:
                 if block and len(pending) + len(block) < _MIN_INPUT_BYTES:
-                    yield output  # on a slow connection, reading the rest of the block may take long
+                    yield output  # on a slow connection, reading more input may take long
                     output, block = b"", block + _read_block(chunks)
                 pending, block = pending + block, b""
             result: Future[tuple[bytes, bytes]] = Future()
@@ -96,7 +97,7 @@ class _Gunzip:
         """Return the next output, perhaps empty, and the unconsumed rest of *data*, which the next call must repeat."""
         if not self._decompressor:
             if data.startswith(b"\0"):
-                return b"", data.lstrip(b"\0")  # padding: the caller completes the rest to _MIN_INPUT_BYTES
+                return b"", data.lstrip(b"\0")  # padding: the caller appends input, so that isal gets a whole header
             self._start_member(data)
         decompressor = self._decompressor
         try:
@@ -109,7 +110,7 @@ class _Gunzip:
         if decompressor.eof:
             self._decompressor = None
             return output, decompressor.unused_data
-        # Pending output is never lost: without eof, the gzip trailer has not been read, so a call or an error follows.
+        # When all input is consumed, zlib may still hold output. No loss: until eof, another call or an error follows.
         return output, decompressor.unconsumed_tail
 
     def _start_member(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import IO, Callable, Iterator, TypeVar
 
 from .errors import FetchError
 
-REMOVAL_SECONDS = 1.0
+REMOVAL_SECONDS = 1.0  # limit for retries while another process removes a file or folder
 _LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
 _RETRY_SECONDS = 0.02
 # Raised on Windows while another program has the file open, or is removing it.

@@ -17,7 +17,7 @@ class Source(NamedTuple):
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
     files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
-    is_custom: bool = False  # whether the user decides which files are right, with *digest* or by choosing the source
+    is_custom: bool = False  # the user supplied the source or the digest: accept missing and unpublished files
 
 
 class Manifest(NamedTuple):

@@ -13,12 +13,12 @@ from .streams import is_http
 
 def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
     """Return the sources to try, in order: the user's source, or the built-in mirrors with the selected one first."""
-    address = _normalized(source)
-    first = next((mirror for mirror in manifest.mirrors if _normalized(mirror.address) == address), None)
-    if source and not first:
+    address = _normalize(source)
+    selected = next((mirror for mirror in manifest.mirrors if _normalize(mirror.address) == address), None)
+    if source and not selected:
         found = [_user_source(source, manifest)]
     else:
-        found = sorted(manifest.mirrors, key=lambda mirror: mirror is not first)  # keeps the order of the others
+        found = sorted(manifest.mirrors, key=lambda mirror: mirror is not selected)  # keeps the order of the others
     if not checksum:
         return found
     digest = checksum.lower()
@@ -27,13 +27,12 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
             f"checksum: expected an MD5 (32 hex digits) or a SHA-256 (64 hex digits), got {shorten(repr(checksum))}"
         )
     archives = [archive._replace(digest=digest, is_custom=True) for archive in found if archive.files is None]
-    requested = found[:1] if source else archives
-    if not requested or requested[0].files is not None:
+    if not archives or (source and found[0].files is not None):
         raise FetchError(f"{found[0].address}: --checksum requires an archive, got individual files. Omit --checksum")
     return archives
 
 
-def _normalized(address: str) -> str:
+def _normalize(address: str) -> str:
     """Strip the query and trailing slash from a URL, and lower-case its scheme and host."""
     scheme, separator, rest = address.partition("?")[0].rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
@@ -49,7 +48,7 @@ def _user_source(source: str, manifest: Manifest) -> Source:
         return Source(path, is_custom=True)
     try:
         present = os.listdir(path)
-    except OSError as error:
+    except OSError as error:  # such as a path that does not exist
         raise FetchError(f"{path} cannot be read: {error.strerror}") from None
     files = {name: os.path.join(path, name) for name in manifest.files if name in present}
     return Source(path, files=files, is_custom=True)

@@ -1,6 +1,6 @@
 """Stage files in a hidden folder inside the target, then publish them with atomic renames.
 
-Staged there, they are on the target's file system and inherit its group and access control list.
+There, they share the target's file system, group and access control list.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .manifest import MAX_BYTES, Manifest
 from .verify import inspect_file
 
 _PREFIX = ".imagenet-aux."
-_LOCK_NAME = "lock"  # in each staging folder
-_LOCK_FILE = _PREFIX + _LOCK_NAME  # in the target
+_STAGING_LOCK = "lock"  # in each staging folder, held while its process runs
+_TARGET_LOCK = _PREFIX + "lock"  # in the target, held while staging folders or published files change
 _OLD_SUFFIX = ".old"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -48,10 +48,10 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
                 stack.callback(_remove_if_empty, folder)
             staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"), on_wait)
             stack.callback(_remove_folder, staging.folder)
-            with hold_lock_file(os.path.join(target, _LOCK_FILE), on_wait) as has_locks:
+            with hold_lock_file(os.path.join(target, _TARGET_LOCK), on_wait) as has_locks:  # also creates the target
                 _remove_abandoned(target, has_locks)
                 os.mkdir(staging.folder, _MODE)
-                lock = stack.enter_context(open(staging.path(_LOCK_NAME), "wb"))  # held until exit
+                lock = stack.enter_context(open(staging.path(_STAGING_LOCK), "wb"))  # held until exit
                 if has_locks:
                     try_lock(lock)
         yield staging
@@ -77,15 +77,16 @@ class Staging(NamedTuple):
     def publish(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
         """Rename each staged file into the target; on failure, restore the target's previous files.
 
-        If *replace* is true, replace files that differ from the published ones, and remove those that are not staged.
+        If *replace* is true, replace files that differ from the published ones, and remove files of the dataset that
+        are not staged.
         """
-        with _wrap_os_errors(self.target), hold_lock_file(os.path.join(self.target, _LOCK_FILE), self.on_wait):
+        with _wrap_os_errors(self.target), hold_lock_file(os.path.join(self.target, _TARGET_LOCK), self.on_wait):
             self._require_replaceable(names, manifest, replace)
             with contextlib.ExitStack() as rollback:
                 for name in manifest.files if replace else names:
                     rollback.callback(self._restore, name, name in names)
                     self._replace_file(name, name in names)
-                rollback.pop_all()  # everything is published
+                rollback.pop_all()  # success: discard the rollback
 
     def _require_replaceable(self, names: Collection[str], manifest: Manifest, replace: bool) -> None:
         """Raise `FetchError` if the target contains files that must not be replaced."""
@@ -143,7 +144,8 @@ def _back_up_by_link(path: str, link: str) -> bool:
     """Create a hard link, so that the path exists at all times; return False if links are not supported."""
     try:
         if sys.platform == "win32":
-            # Windows can link an open file, but not remove the link. A rename fails until the file is closed.
+            # Windows can link a file that a reader has open, but not remove the link. So wait for the reader: until it
+            # closes the file, even renaming the file to itself fails.
             retry(lambda: os.rename(path, path), IN_USE_ERRORS, _READER_SECONDS)
             os.link(path, link)
         else:
@@ -168,11 +170,11 @@ def _remove_abandoned(target: str, has_locks: bool) -> None:
 
 
 def _is_abandoned(folder: str, can_test_lock: bool) -> bool:
-    """Return whether a staging folder is abandoned: its lock is free or, if that proves nothing, it is a day old."""
+    """Return whether a staging folder is abandoned: its lock is free or, if untestable, it is a day old."""
     try:
         if not can_test_lock:
             return time.time() - os.stat(folder).st_mtime > _ABANDONED_SECONDS
-        with open(os.path.join(folder, _LOCK_NAME), "r+b") as file:
+        with open(os.path.join(folder, _STAGING_LOCK), "r+b") as file:
             try_lock(file)
             return True
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Read the contents of a URL or a local file as a stream of chunks."""
+"""The base class of all transfers, local files, and operations on chunks."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ class Abort(BaseException):
     """Carries an exception from *watch* past the handlers for source and file errors."""
 
 
+Watch = Callable[["Stream"], None]
+
+
 class Stream:
-    """The contents of one URL or local file, as an iterable of chunks."""
+    """One transfer: the contents of one URL or local file, as an iterable of chunks."""
 
     def __init__(self, label: str, watch: Watch, limit: int = MAX_BYTES) -> None:
         self._watch = watch
         self._limit = limit  # in bytes, for *_total*
         self._total = 0  # bytes received, including those received again after a restart
         self.label = label  # the host name, or the file's base name
-        self.received = 0  # bytes of the contents
+        self.received = 0  # position in the contents, in bytes; 0 again after a restart
         self.size: int | None = None  # in bytes; None if unknown
         self.waited = 0.0  # seconds spent waiting: for data, between attempts, or for a lock
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``, called when the first chunk has arrived and *size* is set.
 
-        Raise `ContentError` if the stream is HTML. A subclass may retry: it then calls *consume* again, from the first
-        byte.
+        Raise `ContentError` if the stream is HTML or XML. A subclass may retry: it then calls *consume* again, with all
+        chunks.
         """
         with contextlib.closing(iter(self)) as chunks:  # do not wait for garbage collection to close the file
             return consume(reject_html(chunks))
@@ -57,11 +60,8 @@ class Stream:
     def _count(self, chunk: bytes) -> None:
         self.received += len(chunk)
         self._total += len(chunk)
-        if self._total > self._limit:  # also stops a server that truncates every response
+        if self._total > self._limit:  # counts restarts: a server may truncate each response a little later
             raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
-
-
-Watch = Callable[[Stream], None]
 
 
 class LocalFile(Stream):

@@ -19,7 +19,7 @@ class File(NamedTuple):
     name: str  # one of the manifest's file names
     size: int  # in bytes
     lines: int | None  # number of line feeds; None if the file is not text
-    verified: bool  # whether the file matches its published digest, or is from an archive that matched its own
+    verified: bool  # whether the file matches its published digest, or its archive the expected digest
 
 
 def inspect_chunks(name: str, chunks: Iterable[bytes], expected: str, size: int) -> File:
@@ -27,7 +27,7 @@ def inspect_chunks(name: str, chunks: Iterable[bytes], expected: str, size: int)
     hasher = new_hash(expected) if expected else None
     if hasher and hasher.name == "sha1":
         hasher.update(b"blob %d\0" % size)
-    is_text = name.endswith(".txt")  # counting stops the other threads, so skip large binary files
+    is_text = name.endswith(".txt")  # count() holds the GIL, unlike hashing and writing: skip large binary files
     received = lines = 0
     for chunk in chunks:
         if hasher:

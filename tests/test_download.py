@@ -405,7 +405,7 @@ SLOW = Reply(chunk_size=8000, pause=0.5)  # 16 kB/s
 
 def test_gives_up_below_the_minimum_rate(server: Server, require_rate: RequireRate) -> None:
     require_rate(100_000)
-    error = error_of(server.serve("a", BODY, SLOW), may_be_slow=False)
+    error = error_of(server.serve("a", BODY, SLOW), allow_slow=False)
     assert re.fullmatch(r"too slow: expected at least 100,000 bytes/s, got [0-9,]+", error)
     assert len(server.requests_for("a")) == 1
 
@@ -413,20 +413,20 @@ def test_gives_up_below_the_minimum_rate(server: Server, require_rate: RequireRa
 @pytest.mark.parametrize("rate", [0, 2_000])
 def test_continues_above_the_minimum_rate(rate: int, server: Server, require_rate: RequireRate) -> None:
     require_rate(rate)
-    assert read(server.serve("a", BODY[:50_000], SLOW), may_be_slow=False) == BODY[:50_000]
+    assert read(server.serve("a", BODY[:50_000], SLOW), allow_slow=False) == BODY[:50_000]
 
 
 def test_detects_a_drop_in_the_rate(server: Server, require_rate: RequireRate) -> None:
     require_rate(100_000)
     url = server.serve("a", BODY, Reply(stop_at=len(BODY) - 88_000), SLOW)
-    assert "too slow" in error_of(url, may_be_slow=False)
+    assert "too slow" in error_of(url, allow_slow=False)
 
 
 def test_bytes_before_a_restart_count_for_the_rate(server: Server, require_rate: RequireRate) -> None:
     require_rate(10_000)
     full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))})
     url = server.serve("a", BODY, Reply(stop_at=STEP, chunk_size=STEP // 4, pause=0.1), full)
-    assert read(url, may_be_slow=False) == BODY
+    assert read(url, allow_slow=False) == BODY
 
 
 @pytest.mark.usefixtures("short_rates")

@@ -54,7 +54,7 @@ _HOSTS = [str(urllib.parse.urlsplit(mirror.address).hostname) for mirror in MANI
 _STAGES = [
     ("sources", "sources.py", ["--url, or in turn:", *(host.replace("www.", "") for host in _HOSTS)]),
     ("bytes", "download.py streams.py", ["resume after faults,", "restart, or give up;", "reject HTML"]),
-    ("members", "gunzip.py archive.py", ["unpack in a thread;", "reject links, unsafe", "paths, huge files"]),
+    ("entries", "gunzip.py archive.py", ["unpack in a thread;", "reject links, unsafe", "paths, huge files"]),
     ("staged files", "staging.py verify.py", ["in data/; digests", "computed on the", "way, then compared"]),
     ("data/", "staging.py", ["all files or none,", "one rename each;", "the old ones are", "restored on failure"]),
     ("keys", "customize.py", ["CM_DATASET_AUX_", "  PATH", "  VAL_PATH, ...", "  SOURCE", "  VERIFIED"]),

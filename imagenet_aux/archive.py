@@ -1,7 +1,6 @@
 """Unpack a gzip-compressed tar from a stream of bytes; reject hostile archives.
 
-This module does not write to disk. Memory use is limited to a few chunks, regardless of the sizes in headers. Only
-regular files and folders with safe names are accepted.
+Memory use is limited to a few chunks. Only regular files and folders with safe names are accepted.
 """
 
 from __future__ import annotations

@@ -24,8 +24,6 @@ from .verify import File, inspect_folder, missing
 
 _DESCRIPTION = "Fetch the Caffe ImageNet 2012 auxiliary files and verify them against their published digests."
 _EXIT_CODES = "exit codes: 0 success; 1 failure; 2 usage error; 129, 130 or 143 interrupted by a signal"
-_FETCH_EXAMPLE = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into imagenet-aux"
-_SHOW_EXAMPLE = "example: imagenet-aux show imagenet-aux"
 _DEBUG = "IMAGENET_AUX_DEBUG"
 
 
@@ -42,7 +40,7 @@ class _Output(io.TextIOWrapper):
 
 def run() -> NoReturn:
     """Run the command and exit with its code."""
-    gc.disable()  # garbage collection takes a tenth of a fetch's time and frees little in such a short process
+    gc.disable()  # collection takes a tenth of the time, and frees little in such a short process
     sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
     code = main()
     gc.freeze()  # skip the collection on exit
@@ -76,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     text = "Download, verify and write the files."
-    get = commands.add_parser("fetch", help=text, description=text, epilog=f"{_FETCH_EXAMPLE}; {_EXIT_CODES}")
+    example = "example: imagenet-aux fetch caffe_ilsvrc12.tar.gz --into imagenet-aux"
+    get = commands.add_parser("fetch", help=text, description=text, epilog=f"{example}; {_EXIT_CODES}")
     get.add_argument(
         "source",
         nargs="?",
@@ -100,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     text = "List the files in a folder with their size, line count and verification status."
-    show = commands.add_parser("show", help=text, description=text, epilog=f"{_SHOW_EXAMPLE}; {_EXIT_CODES}")
+    example = "example: imagenet-aux show imagenet-aux"
+    show = commands.add_parser("show", help=text, description=text, epilog=f"{example}; {_EXIT_CODES}")
     show.add_argument("folder", metavar="FOLDER", help="the folder to inspect")
     return parser
 

@@ -23,7 +23,7 @@ STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for
 STALL_BYTES = 4096
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
-MAX_IDLE_SECONDS = 20.0  # across attempts: give up if the next one would start later than this after the last data
+MAX_IDLE_SECONDS = 20.0  # give up if the next attempt would start later than this after the last byte
 MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
 RATE_SECONDS = 30.0  # window for measuring the rate
 
@@ -44,7 +44,7 @@ class Download(Stream):
         super().__init__(host_name(url), watch, limit)
         self._url = url
         self._allow_slow = allow_slow
-        self._window = (0.0, 0)  # `waited` and `_total` at the start of the window in which the rate is measured
+        self._window = (0.0, 0)  # `waited` and `_total` when the rate was last measured
         self._validators: dict[str, str] = {}
         self._exchange: Exchange | None = None
         self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes

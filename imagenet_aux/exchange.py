@@ -23,13 +23,12 @@ _MAX_CHUNKS = 4  # buffered for the caller
 _MAX_HEADER_BYTES = 1 << 18  # in total for all responses in a redirect chain
 _MAX_REDIRECTS = 20
 _JOIN_SECONDS = 5.0
-_THREAD_NAME = "imagenet_aux download"
 
 POLL_SECONDS = 0.5  # Windows delivers Ctrl-C only between waits
 CONNECT_SECONDS = 5.0  # for each address of a host
 
 _TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
-# The requests library does not wrap all urllib3, http.client and OS errors, so catch those too.
+# urllib3, http.client and OS errors can escape the requests library unwrapped.
 _REQUEST_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 # The first entry whose type matches the error or any of its causes applies.
 _ERROR_TEXTS = (
@@ -61,17 +60,13 @@ class Exchange:
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         self._adapter = _Adapter()
-        # The items that `next_item` returns, or an exception at any point.
         self._items: queue.Queue[Any] = queue.Queue(_MAX_CHUNKS)
         arguments = (url, headers, self._adapter, self._items)
-        self._thread = threading.Thread(target=_receive, args=arguments, name=_THREAD_NAME, daemon=True)
+        self._thread = threading.Thread(target=_receive, args=arguments, name="imagenet_aux download", daemon=True)
         self._thread.start()
 
     def next_item(self) -> Any:
-        """Return the response, then the chunks of its body, then an empty chunk; or None after `POLL_SECONDS`.
-
-        Raise an error of the request.
-        """
+        """Return the response, then the chunks of its body, then b""; None after `POLL_SECONDS`. Raise errors."""
         item = None
         with contextlib.suppress(queue.Empty):
             item = self._items.get(timeout=POLL_SECONDS)
@@ -132,7 +127,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
             raise requests.exceptions.SSLError(str(error)) from None
         adapter = self
 
-        # Derive from the class that the pool's type uses, because a reused pool already has a derived one.
+        # type(conn): a reused pool already has a derived class.
         class Connection(type(conn).ConnectionCls):  # type: ignore[misc]
             def _new_conn(self) -> Any:
                 sock = super()._new_conn()

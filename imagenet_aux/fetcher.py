@@ -102,11 +102,11 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
     for candidate in candidates:
         address = redact(candidate.address)
         _log.info("trying %s", address)
-        allow_slow = candidate is candidates[-1]  # abandon a slow source only if another one remains
+        allow_slow = candidate is candidates[-1]
         try:
             with staging_folder(folder, lock_wait.report) as staging:
                 files = _Fetch(candidate, staging, manifest, watch, allow_slow).stage()
-                for failure in failures:  # not before: if every source fails, they are the error's text
+                for failure in failures:  # if every source fails, they are in the error instead
                     _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)
                 return Result(address, folder, files)
@@ -127,12 +127,12 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    Accepted files (the user's checksum makes a mirror count as user-supplied):
+    The files are accepted from
 
-    - user-supplied source with a digest: all files, if the archive matches the digest
-    - user-supplied source without one: all files, verified or not
-    - mirror with a digest: all files, if the archive matches the digest or each file matches its own
-    - mirror without one: all files, if each file matches its own digest
+    - a custom source with a digest, if the archive matches it
+    - a custom source without one, always
+    - a mirror with a digest, if the archive matches it or each file matches its own
+    - a mirror without one, if each file matches its own
     """
 
     source: Source
@@ -219,6 +219,6 @@ class _Fetch(NamedTuple):
                 result = inspect_file(self.staging.path(name), self.manifest)
         must_match = not self.source.is_custom and not self.source.digest  # with a digest, `_unpack` decides
         if must_match and not result.verified:
-            error = TruncatedError if size is None else ContentError  # without a length, the end may be missing
+            error = TruncatedError if size is None else ContentError
             raise error(f"{name} differs from the published file")
         return result

@@ -17,7 +17,7 @@ except ImportError:
     import zlib  # type: ignore[no-redef]
 
 _MAX_MEMBERS = 10_000
-_MIN_INPUT_BYTES = 1 << 16  # collected before each decompressor call: fewer calls, and isal rejects split gzip headers
+_MIN_INPUT_BYTES = 1 << 16  # for each call: fewer calls, and isal rejects split gzip headers
 _MAX_OUTPUT_BYTES = 1 << 20
 
 _GZIP = 16 + zlib.MAX_WBITS  # gzip format: zlib also verifies each member's header, CRC and length

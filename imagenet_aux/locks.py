@@ -24,10 +24,9 @@ OnWait = Callable[[float], None]  # receives the duration of a wait in seconds; 
 
 @contextlib.contextmanager
 def hold_lock_file(path: str, on_wait: OnWait) -> Iterator[bool]:
-    """Lock a file, and remove it on exit; yield False if the file system does not support locks.
+    """Create a file and its folder if needed, lock it, and remove it on exit; yield False if locks are not supported.
 
-    Create the parent folders if needed, and call *on_wait* while another process holds the lock. Raise `FetchError` if
-    it holds the lock for a minute.
+    Raise `FetchError` if another process holds the lock for a minute.
     """
     while True:
         with retry(lambda: _open_lock_file(path), _REMOVAL_ERRORS, REMOVAL_SECONDS) as file:

@@ -144,8 +144,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
     """Create a hard link, so that the path exists at all times; return False if links are not supported."""
     try:
         if sys.platform == "win32":
-            # Windows can link a file that a reader has open, but not remove the link. So wait for the reader: until it
-            # closes the file, even renaming the file to itself fails.
+            # Windows can link an open file, but not remove the link. Until it is closed, renaming it to itself fails.
             retry(lambda: os.rename(path, path), IN_USE_ERRORS, _READER_SECONDS)
             os.link(path, link)
         else:

@@ -9,8 +9,7 @@ from typing import Any, Iterable, NamedTuple
 from .manifest import MANIFEST, Manifest
 
 _CHUNK_BYTES = 1 << 20
-# Keyed by the number of hex digits. Archive digests are MD5 or SHA-256; file digests are SHA-256 or git blob ids.
-_ALGORITHMS = {32: "MD5", 40: "SHA-1", 64: "SHA-256"}
+_ALGORITHMS = {32: "MD5", 40: "SHA-1", 64: "SHA-256"}  # keyed by the number of hex digits
 
 
 class File(NamedTuple):

@@ -86,9 +86,7 @@ class Download(Stream):
                 return
             except ConnectionFault as fault:
                 self._close()
-                if (
-                    fault.is_permanent and not self._attempts
-                ):  # on the first request; later, the same error may be temporary
+                if fault.is_permanent and not self._attempts:  # after other attempts, it may be temporary
                     raise
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
@@ -216,9 +214,7 @@ def _content_length(response: requests.Response) -> int | None:
     length = response.headers.get("Content-Length", "")
     is_chunked = "Transfer-Encoding" in response.headers
     is_number = re.fullmatch("[0-9]+", length)
-    return (
-        int(length[:18]) if is_number and not is_chunked else None
-    )  # 18 digits exceed any limit; int() rejects thousands
+    return int(length[:18]) if is_number and not is_chunked else None  # int() rejects thousands of digits
 
 
 def _validators(response: requests.Response) -> dict[str, str]:

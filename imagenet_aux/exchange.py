@@ -50,9 +50,7 @@ class ConnectionFault(SourceError):
     def __init__(self, reason: str, pause: float | None = None, is_permanent: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
-        self.is_permanent = (
-            is_permanent  # another one would probably fail too: unknown host, refused connection, TLS error
-        )
+        self.is_permanent = is_permanent  # whether the next one would probably fail too, as for an unknown host
 
 
 class Exchange:

@@ -120,6 +120,8 @@ class Download(Stream):
             started = time.monotonic()
             item = exchange.next_item()
             self.report(min(time.monotonic() - started, POLL_SECONDS))  # if the computer slept, count one step only
+        if isinstance(item, BaseException):
+            raise item
         return item
 
     def _close(self) -> None:

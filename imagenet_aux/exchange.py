@@ -64,13 +64,10 @@ class Exchange:
         self._thread.start()
 
     def next_item(self) -> Any:
-        """Return the response, then the chunks of its body, then b""; None after `POLL_SECONDS`. Raise errors."""
-        item = None
+        """Return the response, then the chunks of its body, then b"" or an exception; None after `POLL_SECONDS`."""
         with contextlib.suppress(queue.Empty):
-            item = self._items.get(timeout=POLL_SECONDS)
-        if isinstance(item, BaseException):
-            raise item
-        return item
+            return self._items.get(timeout=POLL_SECONDS)
+        return None
 
     def close(self) -> None:
         """Shut down the connection and wait for the thread."""
@@ -104,7 +101,7 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
     except _REQUEST_ERRORS as error:
         is_permanent = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
         items.put(ConnectionFault(_describe(error, url), is_permanent=is_permanent))
-    except BaseException as error:  # such as the SourceError from build_response; `next_item` raises it
+    except BaseException as error:  # such as the SourceError from build_response; the caller of `next_item` raises it
         items.put(error)
 
 

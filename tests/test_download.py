@@ -240,6 +240,15 @@ def test_waiting_counts_as_idle(server: Server, pauses: list[float], monkeypatch
     assert re.search(r"gave up at attempt 2, [23] s idle", error_of(url))
 
 
+def test_a_wait_that_ends_with_a_fault_counts(server: Server, pauses: list[float]) -> None:
+    stream = Download(
+        server.serve("a", BODY, Reply(stop_at=STEP, pause=0.4), Reply(404, body=b"")), lambda stream: None
+    )
+    with pytest.raises(SourceError, match="404"):
+        stream.deliver(b"".join)
+    assert stream.waited - sum(pauses) >= 0.4
+
+
 def test_retries_a_timeout_after_the_first_response(
     server: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,10 +432,11 @@ def test_detects_a_drop_in_the_rate(server: Server, require_rate: RequireRate) -
 
 
 def test_bytes_before_a_restart_count_for_the_rate(server: Server, require_rate: RequireRate) -> None:
+    """In the second window, the position is lower than at its start."""
     require_rate(10_000)
-    full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))})
-    url = server.serve("a", BODY, Reply(stop_at=STEP, chunk_size=STEP // 4, pause=0.1), full)
-    assert read(url, allow_slow=False) == BODY
+    body = BODY[: 6 * STEP]
+    full = Reply(ranges=False, headers={"X": lambda: str(time.sleep(0.6))}, chunk_size=STEP // 4, pause=0.1)
+    assert read(server.serve("a", body, Reply(stop_at=4 * STEP), full), allow_slow=False) == body
 
 
 @pytest.mark.usefixtures("short_rates")

@@ -86,8 +86,10 @@ def target_folder(into: str | os.PathLike[str]) -> str:
 def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
     """Return a result if the target folder already contains all published files."""
     try:
+        if sum(os.path.getsize(os.path.join(folder, name)) for name in manifest.files) > MAX_BYTES:
+            return None  # reading them could take hours
         result = Result(folder, folder, inspect_folder(folder, manifest))
-    except OSError:
+    except OSError:  # such as a missing file
         return None
     if not result.verified or missing(result.files, manifest):
         return None

@@ -124,6 +124,17 @@ def test_fetch_downloads_nothing_if_the_target_is_complete(
     assert server.requests == [] and read_files(data) == {**sample_files, "mine.txt": b"mine"}
 
 
+@pytest.mark.skipif(WINDOWS, reason="NTFS allocates the space of a file that is not marked as sparse")
+def test_fetch_does_not_read_huge_files_in_the_target(
+    manifest: Manifest, tmp_path: Path, sample_files: dict[str, bytes]
+) -> None:
+    data = write_files(tmp_path / "data", sample_files)
+    with (data / "val.txt").open("r+b") as file:
+        file.truncate(1 << 40)  # a sparse file, which would take minutes to read
+    with pytest.raises(imagenet_aux.FetchError, match=r"contains other files named val\.txt"):
+        imagenet_aux.fetch(into=data, manifest=manifest)
+
+
 @pytest.mark.parametrize("call", ["missing file", "other file", "source", "checksum"])
 def test_fetch_downloads_into_a_complete_target_if_needed(
     call: str, manifest: Manifest, server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes

@@ -115,10 +115,12 @@ def test_fetch_tries_the_mirrors_in_a_manifest(
 
 
 def test_fetch_downloads_nothing_if_the_target_is_complete(
-    manifest: Manifest, server: Server, tmp_path: Path, sample_files: dict[str, bytes]
+    manifest: Manifest, server: Server, tmp_path: Path, sample_files: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write_files(tmp_path / "data", {**sample_files, "mine.txt": b"mine"})
-    result = imagenet_aux.fetch(into=data, replace=True, manifest=manifest)
+    with caplog.at_level(logging.INFO, "imagenet_aux"):
+        result = imagenet_aux.fetch(into=data, replace=True, manifest=manifest)
+    assert caplog.messages == [f"{data} already contains the files"]
     assert (result.source, result.folder, result.verified) == (str(data), str(data), True)
     assert list(result.paths) == NAMES
     assert server.requests == [] and read_files(data) == {**sample_files, "mine.txt": b"mine"}

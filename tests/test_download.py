@@ -28,7 +28,7 @@ from server import Reply, Server
 
 from imagenet_aux import download, exchange, fetch
 from imagenet_aux.download import Download
-from imagenet_aux.errors import ContentError, SourceError, TruncatedError
+from imagenet_aux.errors import ContentError, FetchError, SourceError, TruncatedError
 from imagenet_aux.manifest import Manifest, Source
 from imagenet_aux.streams import Stream
 
@@ -384,6 +384,32 @@ def test_limits_the_total_traffic(server: Server, pauses: list[float]) -> None:
     error = error_of(server.serve("a", BODY, *replies), limit=4 * len(BODY))
     assert error == "larger than 200 MiB in total"
     assert len(server.requests_for("a")) == 11
+
+
+def test_limits_a_body_of_unknown_length(server: Server) -> None:
+    received = 0
+
+    def consume(chunks: Iterable[bytes]) -> None:
+        nonlocal received
+        for chunk in chunks:
+            received += len(chunk)
+
+    stream = Download(server.serve("a", BODY, Reply(length=False, endless=True)), lambda stream: None)
+    with pytest.raises(SourceError, match="larger than 200 MiB in total"):
+        stream.deliver(consume)
+    assert (200 << 20) - (1 << 20) < received <= 200 << 20
+
+
+def test_limits_the_total_size_of_individual_files(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"synsets.txt": BODY, "val.txt": BODY + b"1"}
+    mirror = Source("http://mirror", files={name: server.serve(name, data) for name, data in files.items()})
+    manifest = Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, (mirror,))
+    fetch(into=tmp_path / "accepted", manifest=manifest)
+    monkeypatch.setattr("imagenet_aux.fetcher.MAX_BYTES", 2 * len(BODY))
+    with pytest.raises(FetchError, match=r"val\.txt: larger than 200 MiB in total"):
+        fetch(into=tmp_path / "rejected", manifest=manifest)
 
 
 @pytest.mark.parametrize("has_length", [True, False])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import sample_archive
-from cm_home import KEYS, ROOT, TAGS, WINDOWS, CmHome
+from cm_home import KEYS, PARENT, ROOT, TAGS, WINDOWS, CmHome
 from command import read_files, write_file
 from server import Reply, Server
 
@@ -96,18 +96,10 @@ def test_exports_every_key_and_file(
 
 def test_dependents_see_only_the_exported_keys(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive)
-    meta = {
-        "alias": "reads-aux",
-        "uid": "0123456789abcdef",
-        "automation_alias": "script",
-        "automation_uid": "5b4e0237da074764",
-        "tags": ["reads", "aux"],
-        "deps": [{"tags": TAGS, "url": url}],
-    }
-    folder = home.add_script(meta)
+    folder = home.add_script({**PARENT, "deps": [{"tags": TAGS, "url": url}]})
     write_file(folder / "run.sh", b"env > seen.txt\n")
     write_file(folder / "run.bat", b"@set > seen.txt\r\n")
-    home.run_command("cm", "run", "script", "--tags=reads,aux", check=True)
+    home.run_command("cm", "run", "script", "--tags=needs,aux", check=True)
     assert set(re.findall("^(\\w*(?:AUX|WGET)\\w*)=", (home.path / "seen.txt").read_text(), re.MULTILINE)) == {
         *KEYS,
         "CM_DATASET_AUX_PATH",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import queue
 import socket
 import threading
 import urllib.parse
 import urllib.request
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any, Iterator
 
 import requests
@@ -27,16 +27,16 @@ _JOIN_SECONDS = 5.0
 POLL_SECONDS = 0.5  # Windows delivers Ctrl-C only between waits
 CONNECT_SECONDS = 5.0  # for each address of a host
 
-_TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
+_TRANSIENT = (ConnectionAbortedError, ConnectionResetError, BrokenPipeError, HTTPException)
 # urllib3, http.client and OS errors can escape the requests library unwrapped.
-_REQUEST_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+_REQUEST_ERRORS = (OSError, ValueError, HTTPException, urllib3.exceptions.HTTPError)
 # The first entry whose type matches the error or any of its causes applies.
 _ERROR_TEXTS = (
     (requests.exceptions.ProxyError, "cannot reach {host} through the proxy: {cause}"),
     (requests.exceptions.SSLError, "TLS error for {host}: {cause}"),
-    (http.client.IncompleteRead, "the connection closed too early"),
-    (http.client.RemoteDisconnected, "no response from {host}: {cause}"),
-    (http.client.HTTPException, "the response from {host} is not HTTP: {cause}"),
+    (IncompleteRead, "the connection closed too early"),
+    (RemoteDisconnected, "no response from {host}: {cause}"),
+    (HTTPException, "the response from {host} is not HTTP: {cause}"),
     ((requests.ConnectionError, requests.Timeout), "no response from {host}: {cause}"),
     (ValueError, "invalid URL, redirect or proxy: {error}"),
     (requests.TooManyRedirects, "{cause}"),
@@ -100,7 +100,8 @@ def _receive(url: str, headers: dict[str, str], adapter: _Adapter, items: queue.
             items.put(b"")
     except _REQUEST_ERRORS as error:
         is_permanent = response is None and not any(isinstance(cause, _TRANSIENT) for cause in _causes(error))
-        items.put(ConnectionFault(_describe(error, url), is_permanent=is_permanent))
+        reason = _describe(error, url)
+        items.put(ConnectionFault(reason, is_permanent=is_permanent))
     except BaseException as error:  # such as the SourceError from build_response; the caller of `next_item` raises it
         items.put(error)
 

@@ -86,10 +86,8 @@ def target_folder(into: str | os.PathLike[str]) -> str:
 def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
     """Return a result if the target folder already contains all published files."""
     try:
-        if sum(os.path.getsize(os.path.join(folder, name)) for name in manifest.files) > MAX_BYTES:
-            return None  # reading them could take hours
         result = Result(folder, folder, inspect_folder(folder, manifest))
-    except OSError:  # such as a missing file
+    except OSError:  # such as a missing folder
         return None
     if not result.verified or missing(result.files, manifest):
         return None
@@ -107,7 +105,8 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
         allow_slow = candidate is candidates[-1]
         try:
             with staging_folder(folder, lock_wait.report) as staging:
-                files = _Fetch(candidate, staging, manifest, watch, allow_slow).stage()
+                fetcher = _Fetch(candidate, staging, manifest, watch, allow_slow)
+                files = fetcher.stage()
                 for failure in failures:  # if every source fails, they are in the error instead
                     _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)

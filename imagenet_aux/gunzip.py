@@ -12,7 +12,7 @@ from .errors import ContentError, TruncatedError
 from .manifest import MAX_BYTES
 
 try:
-    from isal import isal_zlib as zlib  # optional drop-in replacement, about three times as fast
+    from isal import isal_zlib as zlib  # optional, about three times as fast
 except ImportError:
     import zlib  # type: ignore[no-redef]
 

@@ -38,7 +38,8 @@ class Progress(logging.Handler):
         text = describe(stream, now - self._started)
         if self._out.isatty():
             width = self._width()
-            self._put("\r" + _with_bar(text, stream, width)[:width].ljust(width))
+            line = _with_bar(text, stream, width)[:width]
+            self._put("\r" + line.ljust(width))
             self._has_bar = True
         else:
             self._put(text + "\n")

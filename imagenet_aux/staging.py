@@ -18,7 +18,7 @@ from typing import IO, Collection, Iterator, NamedTuple
 
 from .errors import FetchError
 from .locks import IN_USE_ERRORS, REMOVAL_SECONDS, OnWait, hold_lock_file, retry, try_lock
-from .manifest import MAX_BYTES, Manifest
+from .manifest import Manifest
 from .verify import inspect_file
 
 _PREFIX = ".imagenet-aux."
@@ -46,12 +46,13 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
                 raise FetchError(f"cannot write {target}: expected a folder, got a file")
             for folder in _folders_to_remove(target):
                 stack.callback(_remove_if_empty, folder)
-            staging = Staging(target, os.path.join(target, f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"), on_wait)
+            name = f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"
+            staging = Staging(target, os.path.join(target, name), on_wait)
             stack.callback(_remove_folder, staging.folder)
             with hold_lock_file(os.path.join(target, _TARGET_LOCK), on_wait) as has_locks:  # also creates the target
                 _remove_abandoned(target, has_locks)
                 os.mkdir(staging.folder, _MODE)
-                lock = stack.enter_context(open(staging.path(_STAGING_LOCK), "wb"))  # held until exit
+                lock = stack.enter_context(open(staging.path(_STAGING_LOCK), "wb"))
                 if has_locks:
                     try_lock(lock)
         yield staging
@@ -113,7 +114,7 @@ class Staging(NamedTuple):
         """Return whether a file in the target matches its published digest or the staged file."""
         path = os.path.join(self.target, name)
         try:
-            if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+            if not os.path.isfile(path):
                 return False
             if is_staged and filecmp.cmp(path, self.path(name), shallow=False):
                 return True

@@ -258,6 +258,15 @@ def test_show_reports_an_unreadable_file(work: Path, source: Path) -> None:
     assert result.stderr == f"error: {source / 'val.txt'} cannot be read: Permission denied\n"
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
+def test_show_does_not_read_a_huge_file(work: Path) -> None:
+    path = write_files(work / "data", {"val.txt": b""}) / "val.txt"
+    os.truncate(path, 1 << 40)  # a sparse file, which would take minutes to read
+    result = run_command(work, "show", "data")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[1].split() == ["val.txt", f"{1 << 40:,}", "-", "no"]
+
+
 # Sources
 
 

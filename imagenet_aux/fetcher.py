@@ -9,7 +9,7 @@ from typing import Iterable, Mapping, NamedTuple
 from . import archive, sources
 from .errors import ContentError, FetchError, SourceError, TruncatedError, redact
 from .manifest import ARCHIVE_NAME, MANIFEST, MAX_BYTES, Manifest, Source
-from .staging import Staging, staging_folder
+from .staging import Staging, remove_leftovers, staging_folder
 from .streams import Abort, LocalFile, Stream, Watch, is_http, tee
 from .verify import File, digest_name, inspect_chunks, inspect_file, inspect_folder, missing, new_hash
 
@@ -92,6 +92,7 @@ def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
     if not result.verified or missing(result.files, manifest):
         return None
     _log.info("%s already contains the files", folder)
+    remove_leftovers(folder)
     return result
 
 

@@ -159,6 +159,18 @@ def _rename(source: str, target: str) -> None:
     retry(lambda: os.replace(source, target), IN_USE_ERRORS, _READER_SECONDS)
 
 
+def remove_leftovers(target: str) -> None:
+    """Remove what killed processes left, unless the target is read-only or another process is using it."""
+
+    def do_not_wait(_seconds: float) -> None:
+        raise FetchError
+
+    with contextlib.suppress(OSError, FetchError):
+        if any(name.startswith(_PREFIX) for name in _list_folder(target)):
+            with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as has_locks:
+                _remove_abandoned(target, has_locks)
+
+
 def _remove_abandoned(target: str, has_locks: bool) -> None:
     """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
     pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")

@@ -671,6 +671,72 @@ def test_failed_fetch_removes_a_target_with_only_leftovers(work: Path, tmp_path:
     assert os.listdir(work) == []
 
 
+def write_complete(work: Path, files: dict[str, bytes]) -> Manifest:
+    """Write all files into the target, and return a manifest with their digests and without mirrors."""
+    write_files(work / "data", files)
+    return Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, ())
+
+
+@pytest.mark.parametrize("has_folder", [True, False], ids=["staging folder", "lock file only"])
+def test_complete_target_loses_leftovers(has_folder: bool, work: Path, sample_files: dict[str, bytes]) -> None:
+    manifest = write_complete(work, sample_files)
+    if has_folder:
+        make_leftover(work)
+    (work / "data" / ".imagenet-aux.lock").touch()
+    assert fetch(into=work / "data", manifest=manifest).verified
+    assert read_data(work) == sample_files
+
+
+def test_complete_target_keeps_the_staging_folder_of_a_live_process(
+    work: Path, sample_files: dict[str, bytes], old_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    manifest = write_complete(work, sample_files)
+    results = []
+
+    def watch(stream: object) -> None:
+        if not results:
+            folder = staging_folder(work / "data")
+            results.append(fetch(into=work / "data", manifest=manifest))
+            assert staging_folder(work / "data") == folder
+
+    fetch_into(work / "data", write_files(tmp_path / "old", old_files), True, watch)
+    assert results[0].verified
+    assert read_data(work) == old_files
+
+
+@pytest.mark.skipif(WINDOWS, reason="the test uses POSIX locks")
+def test_complete_target_does_not_wait_for_the_lock(work: Path, sample_files: dict[str, bytes]) -> None:
+    import fcntl
+
+    manifest = write_complete(work, sample_files)
+    folder = make_leftover(work)
+    path = work / "data" / ".imagenet-aux.lock"
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        began = time.monotonic()
+        assert fetch(into=work / "data", manifest=manifest).verified
+    assert time.monotonic() - began < 5
+    assert folder.is_dir() and path.exists()
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
+def test_complete_target_may_be_read_only(work: Path, sample_files: dict[str, bytes]) -> None:
+    manifest = write_complete(work, sample_files)
+    make_leftover(work)
+    (work / "data").chmod(0o555)
+    result = run_command(work, "fetch", manifest=manifest, prefix=without_privileges())
+    (work / "data").chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    assert len(os.listdir(work / "data")) == len(sample_files) + 1
+
+
+def test_complete_target_is_not_written_without_need(work: Path, sample_files: dict[str, bytes]) -> None:
+    manifest = write_complete(work, sample_files)
+    os.utime(work / "data", (1, 1))
+    assert fetch(into=work / "data", manifest=manifest).verified
+    assert (work / "data").stat().st_mtime == 1
+
+
 @pytest.mark.skipif(WINDOWS, reason="Windows has no POSIX permissions")
 def test_lock_file_can_be_locked_by_other_users(work: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []

@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import time
-from typing import Any, Callable, Generator, Iterable, Iterator, TypeVar
+from typing import Any, Callable, Generator, Iterable, Iterator
 
 import requests
 import urllib3.exceptions
@@ -15,11 +15,11 @@ from urllib3.util import Retry
 from .errors import ContentError, SourceError, TruncatedError, shorten
 from .exchange import POLL_SECONDS, ConnectionFault, Exchange, host_name
 from .manifest import MAX_BYTES
-from .streams import Stream, Watch
+from .streams import Stream, T, Watch
 
 _log = logging.getLogger(__name__)
 
-STALL_SECONDS = 15.0  # limit for the headers, including redirects, and then for every STALL_BYTES of the body
+STALL_SECONDS = 15.0  # for the headers, including redirects, then for each STALL_BYTES of the body
 STALL_BYTES = 4096
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
@@ -29,8 +29,6 @@ RATE_SECONDS = 30.0  # window for measuring the rate
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", re.IGNORECASE)
-
-T = TypeVar("T")
 
 
 class _RestartRequired(SourceError):
@@ -47,10 +45,10 @@ class Download(Stream):
         self._window = (0.0, 0)  # `waited` and `_total` when the rate was last measured
         self._validators: dict[str, str] = {}
         self._exchange: Exchange | None = None
-        self._is_full_response = False  # whether the last response is the whole file, not the remaining bytes
+        self._is_partial = False  # whether the last response is not the whole file
         self._attempts = 0  # consecutive attempts without progress; 0 only before the first fault
         self._best = 0  # `received` at the last progress; after a restart, only bytes beyond it count
-        self._idle = 0.0  # seconds since the last byte, without the time in which the computer slept
+        self._last_byte = 0.0  # `waited` when the last chunk arrived
 
     def deliver(self, consume: Callable[[Iterable[bytes]], T]) -> T:
         """Return ``consume(chunks)``; on errors that a restart may fix, call it again from the first byte."""
@@ -58,14 +56,13 @@ class Download(Stream):
             while True:
                 try:
                     return super().deliver(consume)
-                except _RestartRequired as error:  # only a resumed request raises it: `_wait_to_retry` counted it
+                except _RestartRequired as error:  # without a pause: the resumed request is already counted
                     _log.warning("%s: %s. Restarting the download", self.label, error)
-                    if not self._is_full_response:  # otherwise, the next `deliver` reads this response
+                    if self._is_partial:  # otherwise, `_body` continues with this response
                         self._close()
                 except ContentError as error:
-                    was_resumed = not self._is_full_response
                     may_be_truncated = self.size is None and isinstance(error, TruncatedError)
-                    if not (was_resumed or may_be_truncated):
+                    if not (self._is_partial or may_be_truncated):
                         raise
                     self._close()
                     self._wait_to_retry(str(error), 0.0)
@@ -79,7 +76,7 @@ class Download(Stream):
             try:
                 for chunk in self._body():
                     self._count(chunk)
-                    self._idle = 0.0
+                    self._last_byte = self.waited
                     yield chunk
                 if self.size is not None and self.received != self.size:
                     raise ConnectionFault(f"the connection closed after {self.received} of {self.size} bytes")
@@ -91,6 +88,24 @@ class Download(Stream):
                 self._wait_to_retry(str(fault), fault.pause)
             gc.collect()  # urllib3's errors reference responses in cycles, and the command disables the collector
 
+    def _wait_to_retry(self, reason: str, pause: float | None) -> None:
+        """Wait before the next attempt; raise `SourceError` if a limit is reached."""
+        if self.received - self._best >= MIN_PROGRESS_BYTES:
+            self._attempts, self._best = 0, self.received
+        self._attempts += 1
+        requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
+        if pause is None:
+            pause = 0.25 * 2**self._attempts  # 0.5, 1, 2 and 4 s
+        idle = self.waited - self._last_byte
+        if self._attempts >= MAX_ATTEMPTS or idle + pause > MAX_IDLE_SECONDS:
+            raise SourceError(f"{reason}{requested} (gave up at attempt {self._attempts}, {idle:.0f} s idle)") from None
+        _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
+        while pause > 0:
+            step = min(pause, POLL_SECONDS)
+            time.sleep(step)
+            pause -= step
+            self.report(step)
+
     def _body(self) -> Iterator[bytes]:
         """Yield the chunks of the open response; if there is none, request the remaining bytes."""
         exchange = self._exchange
@@ -100,7 +115,7 @@ class Download(Stream):
             if response is None:
                 reason = f"no response from {self.label}: nothing received in {STALL_SECONDS:.0f} s"
                 raise ConnectionFault(reason, is_permanent=True)
-            self._read_head(response)
+            self._check_response(response)
         recent, deadline = 0, self.waited + STALL_SECONDS  # bytes since the deadline was set
         while True:
             chunk = self._wait_for_item(exchange, deadline)
@@ -132,7 +147,6 @@ class Download(Stream):
     def report(self, seconds: float = 0.0) -> None:
         """Call *watch*, after a wait of this duration; raise `SourceError` if the source is too slow."""
         super().report(seconds)
-        self._idle += seconds
         seconds_waited, count = self.waited - self._window[0], self._total - self._window[1]
         if seconds_waited < RATE_SECONDS:
             return
@@ -151,12 +165,12 @@ class Download(Stream):
             headers["If-Range"] = validator
         return headers
 
-    def _read_head(self, response: requests.Response) -> None:
+    def _check_response(self, response: requests.Response) -> None:
         """Check the status of a response and store its size and validators."""
         status = response.status_code
         if status in _RETRYABLE_STATUS:
             raise ConnectionFault(_status_text(response), _retry_after(response))
-        self._is_full_response = status == 200
+        self._is_partial = status != 200
         if status == 206 and self.received:
             self._require_same_file(response)
             return
@@ -165,7 +179,7 @@ class Download(Stream):
         if status != 200:
             raise SourceError(_status_text(response))
         self.size = _content_length(response)
-        self._validators = _validators(response)
+        self._validators = _read_validators(response)
         if self.size is not None and self.size > MAX_BYTES:
             raise SourceError(f"Content-Length: expected at most {MAX_BYTES >> 20} MiB, got {self.size} bytes")
         if self.received:
@@ -182,29 +196,10 @@ class Download(Stream):
         if self.size not in (None, size):
             raise _RestartRequired(f"the file changed: expected {self.size} bytes, got {size}")
         self.size = size
-        for name, value in _validators(response).items():
+        for name, value in _read_validators(response).items():
             if self._validators.get(name, value) != value:
                 old = shorten(self._validators[name])
                 raise _RestartRequired(f"the file changed: expected {name} {old}, got {shorten(value)}")
-
-    def _wait_to_retry(self, reason: str, pause: float | None) -> None:
-        """Wait before the next attempt; raise `SourceError` if a limit is reached."""
-        if self.received - self._best >= MIN_PROGRESS_BYTES:
-            self._attempts, self._best = 0, self.received
-        self._attempts += 1
-        requested = f". The server requested a pause of {pause:.0f} s" if pause else ""
-        if pause is None:
-            pause = 0.25 * 2**self._attempts
-        if self._attempts >= MAX_ATTEMPTS or self._idle + pause > MAX_IDLE_SECONDS:
-            raise SourceError(
-                f"{reason}{requested} (gave up at attempt {self._attempts}, {self._idle:.0f} s idle)"
-            ) from None
-        _log.warning("%s: %s. Retrying in %.1f s", self.label, reason, pause)
-        while pause > 0:
-            step = min(pause, POLL_SECONDS)
-            time.sleep(step)
-            pause -= step
-            self.report(step)
 
 
 def _status_text(response: requests.Response) -> str:
@@ -219,7 +214,7 @@ def _content_length(response: requests.Response) -> int | None:
     return int(length[:18]) if is_number and not is_chunked else None  # int() rejects thousands of digits
 
 
-def _validators(response: requests.Response) -> dict[str, str]:
+def _read_validators(response: requests.Response) -> dict[str, str]:
     """Return the headers that identify this version of the file."""
     return {name: response.headers[name] for name in ("ETag", "Last-Modified") if response.headers.get(name)}
 

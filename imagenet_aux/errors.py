@@ -26,7 +26,7 @@ class ContentError(SourceError):
 
 
 class TruncatedError(ContentError):
-    """The received bytes are not the expected file, and a truncated transfer could be the cause."""
+    """The received bytes are not the expected file; truncation can be the cause, if the length is unknown."""
 
 
 def printable(text: str) -> str:

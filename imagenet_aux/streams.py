@@ -98,7 +98,7 @@ def tee(chunks: Iterable[bytes], use: Callable[[bytes], object]) -> Iterator[byt
 
 
 def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Return an iterator over the chunks; raise `ContentError` if they start like HTML or XML."""
+    """Read the first chunks, raise `ContentError` if they are HTML or XML, and return an iterator over all chunks."""
     iterator = iter(chunks)
     start = b""
     for chunk in iterator:

@@ -71,9 +71,9 @@ def fetch(
         If every source fails, or the files cannot be written.
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
-    folder = target_folder(into)
-    existing = None if source or checksum else _inspect_target(folder, manifest)
-    return existing or _fetch_first(candidates, folder, replace, manifest, watch)
+    target = target_folder(into)
+    existing = None if source or checksum else _inspect_target(target, manifest)
+    return existing or _fetch_first(candidates, target, replace, manifest, watch)
 
 
 def target_folder(into: str | os.PathLike[str]) -> str:
@@ -83,35 +83,34 @@ def target_folder(into: str | os.PathLike[str]) -> str:
     return sources.absolute_path(into)
 
 
-def _inspect_target(folder: str, manifest: Manifest) -> Result | None:
+def _inspect_target(target: str, manifest: Manifest) -> Result | None:
     """Return a result if the target folder already contains all published files."""
     try:
-        result = Result(folder, folder, inspect_folder(folder, manifest))
+        result = Result(target, target, inspect_folder(target, manifest))
     except OSError:  # such as a missing folder
         return None
     if not result.verified or missing(result.files, manifest):
         return None
-    _log.info("%s already contains the files", folder)
-    remove_leftovers(folder)
+    _log.info("%s already contains the files", target)
+    remove_leftovers(target)
     return result
 
 
-def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
+def _fetch_first(candidates: list[Source], target: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
-    lock_wait = Stream("another process", watch)  # never read: it reports lock waits to *watch*, which may abort
+    lock_wait = Stream("another process", watch)  # not a transfer: it reports waits for a lock to *watch*
     failures: list[str] = []
     for candidate in candidates:
         address = redact(candidate.address)
         _log.info("trying %s", address)
         allow_slow = candidate is candidates[-1]
         try:
-            with staging_folder(folder, lock_wait.report) as staging:
-                fetcher = _Fetch(candidate, staging, manifest, watch, allow_slow)
-                files = fetcher.stage()
+            with staging_folder(target, lock_wait.report) as staging:
+                files = _Fetch(candidate, staging, manifest, watch, allow_slow).stage()
                 for failure in failures:  # if every source fails, they are in the error instead
                     _log.warning("%s", failure)
                 staging.publish([file.name for file in files], manifest, replace)
-                return Result(address, folder, files)
+                return Result(address, target, files)
         except Abort as abort:
             raise abort.args[0] from None
         except SourceError as error:
@@ -129,12 +128,12 @@ def _fetch_first(candidates: list[Source], folder: str, replace: bool, manifest:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    The files are accepted from
+    The source fails unless (*custom* means that the user supplied the source or the digest)
 
-    - a custom source with a digest, if the archive matches it
-    - a custom source without one, always
-    - a mirror with a digest, if the archive matches it or each file matches its own
-    - a mirror without one, if each file matches its own
+    - custom, with a digest: the archive matches it
+    - custom, without one: no condition
+    - mirror, with a digest: the archive matches it, or each file matches its own
+    - mirror, without one: each file matches its own
     """
 
     source: Source
@@ -145,10 +144,10 @@ class _Fetch(NamedTuple):
 
     def stage(self) -> list[File]:
         """Stage and verify the source's files, and return them in manifest order."""
-        if self.source.files is None:
+        if self.source.locations is None:
             files = self._stream(self.source.address).deliver(self._unpack)
         else:
-            files = self._stage_files(self.source.files)
+            files = self._stage_files(self.source.locations)
         if not files:
             raise SourceError(f"contains none of the expected files: {', '.join(self.manifest.files)}")
         missing_names = missing(files, self.manifest)
@@ -192,12 +191,10 @@ class _Fetch(NamedTuple):
     def _unpack(self, chunks: Iterable[bytes]) -> list[File]:
         """Stage the files in an archive, and verify them by the archive's digest or their own."""
         digest = self.source.digest
-        hasher = new_hash(digest) if digest else None
-        if hasher:
-            chunks = tee(chunks, hasher.update)
-        files = archive.unpack(chunks, self.manifest.files, self._write)
-        if not hasher:
-            return files
+        if not digest:
+            return archive.unpack(chunks, self.manifest.files, self._write)
+        hasher = new_hash(digest)
+        files = archive.unpack(tee(chunks, hasher.update), self.manifest.files, self._write)
         if hasher.hexdigest() == digest:
             return [file._replace(verified=True) for file in files]
         if self.source.is_custom:

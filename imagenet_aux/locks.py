@@ -11,7 +11,7 @@ from typing import IO, Callable, Iterator, TypeVar
 from .errors import FetchError
 
 REMOVAL_SECONDS = 1.0  # limit for retries while another process removes a file or folder
-_LOCK_SECONDS = 60.0  # publishing takes milliseconds, except when readers delay it on Windows
+_LOCK_SECONDS = 60.0  # publishing takes less than a second, except when readers delay it on Windows
 _RETRY_SECONDS = 0.02
 # Raised on Windows while another program has the file open, or is removing it.
 IN_USE_ERRORS: tuple[type[OSError], ...] = (PermissionError,) if sys.platform == "win32" else ()
@@ -30,11 +30,11 @@ def hold_lock_file(path: str, on_wait: OnWait) -> Iterator[bool]:
     """
     while True:
         with retry(lambda: _open_lock_file(path), _REMOVAL_ERRORS, REMOVAL_SECONDS) as file:
-            has_lock = _wait_for_lock(file, on_wait)
-            if has_lock and not _is_same_file(file, path):
+            can_lock = _wait_for_lock(file, on_wait)
+            if can_lock and not _is_same_file(file, path):
                 continue  # the previous holder removed the file after it was opened here: lock the new one
             try:
-                yield has_lock
+                yield can_lock
             finally:
                 if sys.platform == "win32":
                     file.close()  # Windows cannot remove an open file

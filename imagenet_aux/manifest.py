@@ -15,7 +15,7 @@ class Source(NamedTuple):
 
     address: str  # URL or path; users select a mirror by its URL, with or without the query
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown
-    files: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
+    locations: Mapping[str, str] | None = None  # the URL or path of each file; None for an archive
     optional: tuple[str, ...] = ()  # names of files that may be missing from this mirror
     is_custom: bool = False  # the user supplied the source or the digest: accept missing and unpublished files
 
@@ -56,7 +56,7 @@ MANIFEST = Manifest(
         Source(f"https://download.openmmlab.com/mmclassification/datasets/imagenet/meta/{ARCHIVE_NAME}"),
         Source(  # pinned to commits, so the contents cannot change
             _GITHUB,
-            files={
+            locations={
                 "synsets.txt": f"{_GITHUB}/ilsvrc_2012_synsets.txt",
                 "synset_words.txt": f"{_GITHUB}/ilsvrc_2012_synset_words.txt",
                 "imagenet_mean.binaryproto": f"{_GITHUB}/ilsvrc_2012_mean.binaryproto",

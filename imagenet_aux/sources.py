@@ -26,8 +26,8 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
         raise FetchError(
             f"checksum: expected an MD5 (32 hex digits) or a SHA-256 (64 hex digits), got {shorten(repr(checksum))}"
         )
-    archives = [archive._replace(digest=digest, is_custom=True) for archive in found if archive.files is None]
-    if not archives or (source and found[0].files is not None):
+    archives = [each._replace(digest=digest, is_custom=True) for each in found if each.locations is None]
+    if not archives or (source and found[0].locations is not None):
         raise FetchError(f"{found[0].address}: --checksum requires an archive, got individual files. Omit --checksum")
     return archives
 
@@ -50,8 +50,8 @@ def _user_source(source: str, manifest: Manifest) -> Source:
         present = os.listdir(path)
     except OSError as error:  # such as a path that does not exist
         raise FetchError(f"{path} cannot be read: {error.strerror}") from None
-    files = {name: os.path.join(path, name) for name in manifest.files if name in present}
-    return Source(path, files=files, is_custom=True)
+    locations = {name: os.path.join(path, name) for name in manifest.files if name in present}
+    return Source(path, locations=locations, is_custom=True)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:

@@ -1,6 +1,6 @@
-"""Stage files in a hidden folder inside the target, then publish them with atomic renames.
+"""Stage files in a hidden folder, then publish them with atomic renames.
 
-There, they share the target's file system, group and access control list.
+The folder is inside the target, so that the files get the target's file system, group and access control list.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
             name = f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"
             staging = Staging(target, os.path.join(target, name), on_wait)
             stack.callback(_remove_folder, staging.folder)
-            with hold_lock_file(os.path.join(target, _TARGET_LOCK), on_wait) as has_locks:  # also creates the target
-                _remove_abandoned(target, has_locks)
+            with hold_lock_file(os.path.join(target, _TARGET_LOCK), on_wait) as can_lock:  # also creates the target
+                _remove_abandoned(target, can_lock)
                 os.mkdir(staging.folder, _MODE)
                 lock = stack.enter_context(open(staging.path(_STAGING_LOCK), "wb"))
-                if has_locks:
+                if can_lock:
                     try_lock(lock)
         yield staging
 
@@ -167,17 +167,17 @@ def remove_leftovers(target: str) -> None:
 
     with contextlib.suppress(OSError, FetchError):
         if any(name.startswith(_PREFIX) for name in _list_folder(target)):
-            with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as has_locks:
-                _remove_abandoned(target, has_locks)
+            with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as can_lock:
+                _remove_abandoned(target, can_lock)
 
 
-def _remove_abandoned(target: str, has_locks: bool) -> None:
-    """Remove the staging folders of killed processes; the caller must hold the exclusive lock."""
+def _remove_abandoned(target: str, can_lock: bool) -> None:
+    """Remove the staging folders of killed processes; the caller must hold the target's lock."""
     pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
     for name in _list_folder(target):
         path = os.path.join(target, name)
         match = pattern.fullmatch(name)
-        if match and _is_abandoned(path, can_test_lock=has_locks and match[1] == _HOST):
+        if match and _is_abandoned(path, can_test_lock=can_lock and match[1] == _HOST):
             _remove_folder(path)
 
 

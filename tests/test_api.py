@@ -168,7 +168,7 @@ def test_warnings_hide_the_password_with_an_optional_file(
 ) -> None:
     data = sample_files["val.txt"]
     files = {"val.txt": server.serve("val.txt", data), "test.txt": server.url + "/missing"}
-    mirror = Source("http://user:secret@host", files=files, optional=("test.txt",))
+    mirror = Source("http://user:secret@host", locations=files, optional=("test.txt",))
     digests = {"val.txt": digest(data), "test.txt": digest(b"")}
     imagenet_aux.fetch(into=tmp_path / "data", manifest=Manifest(digests, (mirror,)))
     assert "http://host: test.txt: the server responded 404" in caplog.text

@@ -404,7 +404,7 @@ def test_limits_the_total_size_of_individual_files(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"synsets.txt": BODY, "val.txt": BODY + b"1"}
-    mirror = Source("http://mirror", files={name: server.serve(name, data) for name, data in files.items()})
+    mirror = Source("http://mirror", locations={name: server.serve(name, data) for name, data in files.items()})
     manifest = Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, (mirror,))
     fetch(into=tmp_path / "accepted", manifest=manifest)
     monkeypatch.setattr("imagenet_aux.fetcher.MAX_BYTES", 2 * len(BODY))
@@ -488,7 +488,7 @@ def test_measures_the_rate_of_each_transfer(
     files = {name: sample_files[name] for name in ("synsets.txt", "val.txt")}
     late = Reply(headers={"X": lambda: str(time.sleep(1.2))})
     urls = {name: server.serve(name, data, late) for name, data in files.items()}
-    mirrors = (Source("http://slow.invalid", files=urls), Source("http://last.invalid", files=urls))
+    mirrors = (Source("http://slow.invalid", locations=urls), Source("http://last.invalid", locations=urls))
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, mirrors))
     assert result.source == "http://slow.invalid"

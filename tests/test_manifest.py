@@ -72,10 +72,10 @@ def test_fetch_verifies_a_generated_test_txt(kind: str, tmp_path: Path) -> None:
 
 def test_mirrors_have_the_files_in_the_manifest() -> None:
     for mirror in MANIFEST.mirrors:
-        if mirror.files:
-            assert set(mirror.files) <= set(MANIFEST.files)
-            assert set(MANIFEST.files) - set(mirror.files) <= set(mirror.optional)
-        assert set(mirror.optional) <= set(mirror.files or {})
+        if mirror.locations:
+            assert set(mirror.locations) <= set(MANIFEST.files)
+            assert set(MANIFEST.files) - set(mirror.locations) <= set(mirror.optional)
+        assert set(mirror.optional) <= set(mirror.locations or {})
 
 
 def test_files_from_the_fork_are_optional() -> None:

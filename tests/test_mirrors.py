@@ -25,12 +25,12 @@ from imagenet_aux.manifest import ARCHIVE_NAME, MANIFEST, Manifest, Source
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
 MIRRORS = MANIFEST.mirrors
-ARCHIVES = [mirror for mirror in MIRRORS if not mirror.files]
-SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.files)
+ARCHIVES = [mirror for mirror in MIRRORS if not mirror.locations]
+SINGLE_FILES = next(mirror for mirror in MIRRORS if mirror.locations)
 QUERY = next(mirror for mirror in MIRRORS if "?" in mirror.address)
 HTTPS = next(mirror for mirror in ARCHIVES[1:] if mirror.address.startswith("https:"))
 HTTP = next(mirror for mirror in ARCHIVES if mirror.address.startswith("http:"))
-REQUIRED = [name for name in SINGLE_FILES.files if name not in SINGLE_FILES.optional]
+REQUIRED = [name for name in SINGLE_FILES.locations if name not in SINGLE_FILES.optional]
 
 
 def host(url: str) -> str:
@@ -98,7 +98,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    urls = [url for mirror in MIRRORS for url in (mirror.address, *(mirror.files or {}).values())]
+    urls = [url for mirror in MIRRORS for url in (mirror.address, *(mirror.locations or {}).values())]
     issued = authority.issue_cert(*sorted(set(map(host, urls))))
     issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
     return folder
@@ -114,7 +114,7 @@ def hosts(certificates: Path, sample_files: dict[str, bytes], archive: bytes) ->
         made = Hosts(http, https, certificates / "authority.pem", Manifest(digests, mirrors))
         for mirror in ARCHIVES:
             made.serve(mirror.address, archive)
-        for name, url in SINGLE_FILES.files.items():
+        for name, url in SINGLE_FILES.locations.items():
             made.serve(url, sample_files[name])
         yield made
 
@@ -361,15 +361,15 @@ def test_rejects_a_checksum_for_a_mirror_of_single_files(hosts: Hosts, tmp_path:
 
 @pytest.mark.parametrize("name", [REQUIRED[0], "train.txt"])
 def test_rejects_a_wrong_single_file_as_soon_as_it_arrives(name: str, hosts: Hosts, tmp_path: Path) -> None:
-    hosts.serve(SINGLE_FILES.files[name], b"other\n")
+    hosts.serve(SINGLE_FILES.locations[name], b"other\n")
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])
     assert result.returncode == 1
     expected = rf"^{re.escape(SINGLE_FILES.address)}: .*\b{name} differs from the published file$"
     assert re.search(expected, result.stderr, re.MULTILINE)
     assert read_data(tmp_path) == {}
-    names = list(SINGLE_FILES.files)
+    names = list(SINGLE_FILES.locations)
     for later in names[names.index(name) + 1 :]:
-        assert hosts.requests_for(SINGLE_FILES.files[later]) == []
+        assert hosts.requests_for(SINGLE_FILES.locations[later]) == []
 
 
 OPTIONAL_REPLIES = {
@@ -386,7 +386,7 @@ def test_continues_without_optional_files(
 ) -> None:
     reply, reason = OPTIONAL_REPLIES[case]
     for name in SINGLE_FILES.optional:
-        hosts.serve(SINGLE_FILES.files[name], b"", reply)
+        hosts.serve(SINGLE_FILES.locations[name], b"", reply)
     result = hosts.fetch(tmp_path, SINGLE_FILES.address)
     assert result.returncode == 0
     assert read_data(tmp_path) == {name: sample_files[name] for name in REQUIRED}
@@ -400,14 +400,14 @@ def test_continues_without_optional_files(
 def test_retries_an_optional_file(faults: int, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]) -> None:
     name = SINGLE_FILES.optional[0]
     busy = Reply(status=503, headers={"Retry-After": "0"})
-    hosts.serve(SINGLE_FILES.files[name], sample_files[name], *[busy] * faults, Reply())
+    hosts.serve(SINGLE_FILES.locations[name], sample_files[name], *[busy] * faults, Reply())
     result = hosts.fetch(tmp_path, SINGLE_FILES.address)
     assert result.returncode == 0
     is_dropped = faults == 5
     expected = {file: data for file, data in sample_files.items() if file != name or not is_dropped}
     assert read_data(tmp_path) == expected
     assert (f"warning: missing from the source: {name}\n" in result.stderr) == is_dropped
-    for file, url in SINGLE_FILES.files.items():
+    for file, url in SINGLE_FILES.locations.items():
         requests = (5 if is_dropped else 2) if file == name else 1
         assert len(hosts.requests_for(url)) == requests, file
 
@@ -416,7 +416,7 @@ def test_retries_an_optional_file(faults: int, hosts: Hosts, tmp_path: Path, sam
 def test_single_files_of_any_size_may_have_no_length(
     hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    for name, url in SINGLE_FILES.files.items():
+    for name, url in SINGLE_FILES.locations.items():
         hosts.serve(url, sample_files[name], Reply(length=False))
     hosts.fetch(tmp_path, SINGLE_FILES.address)
     assert read_data(tmp_path) == sample_files
@@ -440,18 +440,18 @@ SINGLE_FILE_REPLIES = {
 def test_single_files_survive_connection_faults(
     case: str, hosts: Hosts, tmp_path: Path, sample_files: dict[str, bytes]
 ) -> None:
-    hosts.serve(SINGLE_FILES.files["train.txt"], sample_files["train.txt"], *SINGLE_FILE_REPLIES[case])
+    hosts.serve(SINGLE_FILES.locations["train.txt"], sample_files["train.txt"], *SINGLE_FILE_REPLIES[case])
     hosts.fetch(tmp_path, SINGLE_FILES.address)
     assert read_data(tmp_path) == sample_files
     assert hosts.requested == [host(SINGLE_FILES.address)]
-    for name in SINGLE_FILES.files:
+    for name in SINGLE_FILES.locations:
         if name != "train.txt":
-            assert len(hosts.requests_for(SINGLE_FILES.files[name])) == 1, "downloaded files are kept"
+            assert len(hosts.requests_for(SINGLE_FILES.locations[name])) == 1, "downloaded files are kept"
 
 
 def test_limits_the_total_size_of_single_files(hosts: Hosts, tmp_path: Path) -> None:
     large = Reply(body=bytes(1 << 20), endless=True, length=False)
-    hosts.serve(SINGLE_FILES.files[REQUIRED[-1]], b"", large)
+    hosts.serve(SINGLE_FILES.locations[REQUIRED[-1]], b"", large)
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])
     assert result.returncode == 1
     assert f"{REQUIRED[-1]}: larger than 200 MiB in total" in result.stderr

@@ -89,7 +89,7 @@ def test_resolves_a_folder_to_the_files_in_it(tmp_path: Path) -> None:
     for name in (*NAMES[::-2], "unwanted.txt"):
         (tmp_path / name).touch()
     expected = {name: str(tmp_path / name) for name in NAMES if name in NAMES[::-2]}
-    assert resolve_one(tmp_path) == Source(str(tmp_path), files=expected, is_custom=True)
+    assert resolve_one(tmp_path) == Source(str(tmp_path), locations=expected, is_custom=True)
 
 
 def test_rejects_a_checksum_for_a_folder(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_resolves_the_mirrors() -> None:
     files = {"val.txt": "https://c/val.txt", "test.txt": "https://c/test.txt"}
     mirrors = (
         Source("https://a/a.tar.gz?dl=1", "d" * 32),
-        Source("https://c", files=files, optional=("test.txt",)),
+        Source("https://c", locations=files, optional=("test.txt",)),
     )
     archive, single_files = mirrors
     manifest = Manifest(MANIFEST.files, mirrors)

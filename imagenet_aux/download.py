@@ -23,7 +23,7 @@ STALL_SECONDS = 15.0  # for the headers, including redirects, then for each STAL
 STALL_BYTES = 4096
 MAX_ATTEMPTS = 5  # consecutive attempts that receive less than MIN_PROGRESS_BYTES
 MIN_PROGRESS_BYTES = 1 << 16
-MAX_IDLE_SECONDS = 20.0  # give up if the next attempt would start later than this after the last byte
+MAX_IDLE_SECONDS = 20.0  # longest time from the last byte to the next attempt
 MIN_RATE = 10_000  # bytes per second; a slower source is abandoned if another source remains
 RATE_SECONDS = 30.0  # window for measuring the rate
 

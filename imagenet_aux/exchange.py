@@ -45,7 +45,7 @@ _ERROR_TEXTS = (
 
 
 class ConnectionFault(SourceError):
-    """A failed request or broken response; *pause*: seconds before the next one (0: at once; None: increasing)."""
+    """A failed request or broken response; *pause*: seconds until the next (0: at once; None: doubled each time)."""
 
     def __init__(self, reason: str, pause: float | None = None, is_permanent: bool = False) -> None:
         super().__init__(reason)

@@ -115,14 +115,14 @@ def _fetch_first(candidates: list[Source], target: str, replace: bool, manifest:
             raise abort.args[0] from None
         except SourceError as error:
             failures.append(f"{address}: {error}")
-    if len(candidates) > 1:
-        failures.insert(
-            0,
-            f"none of the {len(candidates)} mirrors could be reached. "
-            f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH "
-            "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
-        )
-    raise FetchError(*failures)
+    if len(candidates) == 1:
+        raise FetchError(*failures)
+    raise FetchError(
+        f"none of the {len(candidates)} mirrors could be reached. "
+        f"Download {ARCHIVE_NAME} elsewhere and pass --url=PATH "
+        "(to a dependency --adr.NAME.url=PATH, without CM just PATH). Reasons:",
+        *failures,
+    )
 
 
 class _Fetch(NamedTuple):

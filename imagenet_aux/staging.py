@@ -137,8 +137,20 @@ class Staging(NamedTuple):
         with _wrap_os_errors(path):
             if os.path.lexists(old):
                 _rename(old, path)
-            elif is_staged and not os.path.lexists(self.path(name)):
+            elif is_staged and not os.path.lexists(self.path(name)):  # it replaced nothing
                 _rename(path, self.path(name))
+
+
+def remove_leftovers(target: str) -> None:
+    """Remove what killed processes left, unless the target is read-only or another process is using it."""
+
+    def do_not_wait(_seconds: float) -> None:
+        raise FetchError
+
+    with contextlib.suppress(OSError, FetchError):
+        if any(name.startswith(_PREFIX) for name in _list_folder(target)):
+            with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as can_lock:
+                _remove_abandoned(target, can_lock)
 
 
 def _back_up_by_link(path: str, link: str) -> bool:
@@ -157,18 +169,6 @@ def _back_up_by_link(path: str, link: str) -> bool:
 
 def _rename(source: str, target: str) -> None:
     retry(lambda: os.replace(source, target), IN_USE_ERRORS, _READER_SECONDS)
-
-
-def remove_leftovers(target: str) -> None:
-    """Remove what killed processes left, unless the target is read-only or another process is using it."""
-
-    def do_not_wait(_seconds: float) -> None:
-        raise FetchError
-
-    with contextlib.suppress(OSError, FetchError):
-        if any(name.startswith(_PREFIX) for name in _list_folder(target)):
-            with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as can_lock:
-                _remove_abandoned(target, can_lock)
 
 
 def _remove_abandoned(target: str, can_lock: bool) -> None:

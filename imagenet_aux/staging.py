@@ -142,13 +142,13 @@ class Staging(NamedTuple):
 
 
 def remove_leftovers(target: str) -> None:
-    """Remove what killed processes left, unless the target is read-only or another process is using it."""
+    """Remove what killed processes of this host left, unless the target is read-only or in use."""
 
     def do_not_wait(_seconds: float) -> None:
         raise FetchError
 
     with contextlib.suppress(OSError, FetchError):
-        if any(name.startswith(_PREFIX) for name in _list_folder(target)):
+        if any(name.startswith(f"{_PREFIX}{_HOST}.") for name in _list_folder(target)):
             with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as can_lock:
                 _remove_abandoned(target, can_lock)
 
@@ -216,15 +216,15 @@ def _list_folder(folder: str) -> list[str]:
 
 
 def _remove_folder(folder: str) -> None:
-    """Remove a staging folder, if possible; retry, since on Windows another process may be checking its lock."""
+    """Remove a staging folder, if possible; on Windows, retry while another process is checking its lock."""
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if os.path.lexists(folder):
-            raise FileExistsError
+            raise PermissionError
 
-    with contextlib.suppress(FileExistsError):
-        retry(remove, (FileExistsError,), REMOVAL_SECONDS)
+    with contextlib.suppress(PermissionError):
+        retry(remove, IN_USE_ERRORS, REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:

@@ -22,6 +22,7 @@ from command import (
     run_at_start,
     run_command,
     without_privileges,
+    write_file,
     write_files,
 )
 from server import Reply, Server, slow_reply
@@ -259,12 +260,15 @@ def test_show_reports_an_unreadable_file(work: Path, source: Path) -> None:
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows has no sparse files by default")
-def test_show_does_not_read_a_huge_file(work: Path) -> None:
-    path = write_files(work / "data", {"val.txt": b""}) / "val.txt"
-    os.truncate(path, 1 << 40)  # a sparse file, which would take minutes to read
+@pytest.mark.parametrize(("size", "lines"), [(200 << 20, "0"), ((200 << 20) + 1, "-"), (1 << 40, "-")])
+def test_show_does_not_read_a_huge_file(size: int, lines: str, work: Path) -> None:
+    """Use a link to a sparse file."""
+    (work / "data").mkdir()
+    (work / "data" / "val.txt").symlink_to(write_file(work / "huge", b""))
+    os.truncate(work / "huge", size)
     result = run_command(work, "show", "data")
     assert result.returncode == 1
-    assert result.stdout.splitlines()[1].split() == ["val.txt", f"{1 << 40:,}", "-", "no"]
+    assert result.stdout.splitlines()[1].split() == ["val.txt", f"{size:,}", lines, "no"]
 
 
 # Sources

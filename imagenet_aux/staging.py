@@ -1,6 +1,6 @@
 """Stage files in a hidden folder, then publish them with atomic renames.
 
-The folder is inside the target, so that the files get the target's file system, group and access control list.
+The folder is inside the target, so that the files get its file system, group and access control list.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Staging(NamedTuple):
         with _wrap_os_errors(path):
             if os.path.lexists(old):
                 _rename(old, path)
-            elif is_staged and not os.path.lexists(self.path(name)):  # it replaced nothing
+            elif is_staged and not os.path.lexists(self.path(name)):  # nothing was replaced
                 _rename(path, self.path(name))
 
 
@@ -178,7 +178,7 @@ def _remove_abandoned(target: str, can_lock: bool) -> None:
         path = os.path.join(target, name)
         match = pattern.fullmatch(name)
         if match and _is_abandoned(path, can_test_lock=can_lock and match[1] == _HOST):
-            _remove_folder(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_abandoned(folder: str, can_test_lock: bool) -> bool:
@@ -216,15 +216,15 @@ def _list_folder(folder: str) -> list[str]:
 
 
 def _remove_folder(folder: str) -> None:
-    """Remove a staging folder, if possible; on Windows, retry while another process is checking its lock."""
+    """Remove this call's staging folder; retry, since on Windows another process may be checking its lock."""
 
     def remove() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if os.path.lexists(folder):
-            raise PermissionError
+            raise FileExistsError
 
-    with contextlib.suppress(PermissionError):
-        retry(remove, IN_USE_ERRORS, REMOVAL_SECONDS)
+    with contextlib.suppress(FileExistsError):
+        retry(remove, (FileExistsError,), REMOVAL_SECONDS)
 
 
 def _remove_if_empty(folder: str) -> None:

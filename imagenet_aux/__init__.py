@@ -6,8 +6,6 @@
 ('/home/me/data/val.txt', True)
 """
 
-from __future__ import annotations
-
 from .errors import FetchError
 from .fetcher import fetch
 from .verify import inspect_folder

@@ -1,7 +1,5 @@
 """Exceptions whose text is shown to the user."""
 
-from __future__ import annotations
-
 import re
 
 _MAX_QUOTED = 200

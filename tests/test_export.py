@@ -61,6 +61,7 @@ def test_exports_only_the_projects_files(project: str, exports: dict[str, Path])
     assert sorted(files) == sorted(FILES[project])
     assert sum(map(len, files.values())) < 110_000, "too large for a script of these projects: shorten the code"
     assert files["run.sh"] == (ROOT / "run.sh").read_bytes() and files["run.bat"] == (ROOT / "run.bat").read_bytes()
+    assert not re.search(b"type: ignore|noqa", b"".join(files.values()))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="this Python can export")

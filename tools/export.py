@@ -85,6 +85,9 @@ for the specific language governing permissions and limitations under the Licens
 # API documentation.
 _NUMPYDOC = re.compile(r'\n\n( +)(?:Parameters|Returns|Raises|Attributes|Yields)\n\1-+\n(?:.*\n)*?\1"""')
 
+# Matches comments for tools that the upstream projects do not run. autopep8 would move them to other lines.
+_TOOL_COMMENT = re.compile(r"  # type: ignore\[[\w-]+\]|(?<=  # )noqa: \w+ - ")
+
 _CM_README = """\
 Please see [https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux]\
 (https://docs.mlcommons.org/cm4mlops/scripts/AI-ML-datasets/get-dataset-imagenet-aux) for the documentation of this \
@@ -145,8 +148,8 @@ def _program_files() -> dict[str, str]:
 
 
 def _format(source: str) -> str:
-    """Remove the numpydoc sections, and run ``autopep8 -a`` until the output is stable, as the projects' bots do."""
-    source = _NUMPYDOC.sub('"""', source)
+    """Remove what the projects do not need, and run ``autopep8 -a`` until the output is stable, as their bots do."""
+    source = _TOOL_COMMENT.sub("", _NUMPYDOC.sub('"""', source))
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})
         if formatted == source:

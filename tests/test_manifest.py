@@ -74,8 +74,9 @@ def test_mirrors_have_the_files_in_the_manifest() -> None:
     for mirror in MANIFEST.mirrors:
         if mirror.locations:
             assert set(mirror.locations) <= set(MANIFEST.files)
-            assert set(MANIFEST.files) - set(mirror.locations) <= set(mirror.optional)
-        assert set(mirror.optional) <= set(mirror.locations or {})
+            assert set(MANIFEST.files) - set(mirror.locations) <= set(mirror.optional) <= set(MANIFEST.files)
+        else:
+            assert not mirror.optional
 
 
 def test_files_from_the_fork_are_optional() -> None:

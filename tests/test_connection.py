@@ -14,6 +14,8 @@ import sample_archive
 from command import read_data, run_command
 from server import Reply, Server
 
+from imagenet_aux.download import STALL_SECONDS
+
 pytestmark = pytest.mark.usefixtures("no_coverage")
 FILES = sample_archive.make_files(0.01)
 ARCHIVE = sample_archive.pack_files(FILES)
@@ -32,6 +34,7 @@ GAVE_UP = r" \(gave up at attempt 5, [0-9]+ s idle\)$"
 HTML_ERROR = r"HTML or XML instead of the file: "
 INVALID_URL = r"invalid URL, redirect or proxy: "
 NO_RESPONSE = r"no response from 127\.0\.0\.1: "
+NO_HEADERS = NO_RESPONSE + f"nothing received in {STALL_SECONDS:.0f} s$"
 NOT_GZIP = r"not gzip: expected a \.tar\.gz archive, got "
 TOO_LONG = r"Content-Length: expected at most 200 MiB, got "
 STATUS = r"the server responded "
@@ -259,9 +262,9 @@ ZEROS_AFTER = Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + ARCHIVE + bytes(201 << 20))
 
 FAILED = [
     # Slow rows first, so that they run in parallel with the others.
-    Failed("no response", NO_RESPONSE + r"nothing received in 15 s$", (Reply(raw=b"", then="stall"),), max_seconds=45),
-    Failed("dripping header", NO_RESPONSE + r"nothing received in 15 s$", (DRIPPING_HEAD,), max_seconds=45),
-    Failed("endless 100 Continue", NO_RESPONSE + r"nothing received in 15 s$", (ENDLESS_CONTINUE,), max_seconds=45),
+    Failed("no response", NO_HEADERS, (Reply(raw=b"", then="stall"),), max_seconds=45),
+    Failed("dripping header", NO_HEADERS, (DRIPPING_HEAD,), max_seconds=45),
+    Failed("endless 100 Continue", NO_HEADERS, (ENDLESS_CONTINUE,), max_seconds=45),
     Failed("always 500", STATUS + "500 Internal Server Error" + GAVE_UP, (error_reply(500),), requests=5),
     Failed("always cut", CUT_SHORT + GAVE_UP, (HALF, Reply(stop_at=0)), requests=5),
     Failed("always cut after a few bytes", CUT_SHORT + GAVE_UP, (Reply(stop_at=10),), requests=5),

@@ -72,7 +72,7 @@ def fetch(
     """
     candidates = sources.resolve(os.fspath(source or ""), checksum, manifest)
     target = target_folder(into)
-    existing = None if source or checksum else _inspect_target(target, manifest)
+    existing = None if source or checksum else _reuse_target(target, manifest)
     return existing or _fetch_first(candidates, target, replace, manifest, watch)
 
 
@@ -83,8 +83,8 @@ def target_folder(into: str | os.PathLike[str]) -> str:
     return sources.absolute_path(into)
 
 
-def _inspect_target(target: str, manifest: Manifest) -> Result | None:
-    """Return a result if the target folder already contains all published files."""
+def _reuse_target(target: str, manifest: Manifest) -> Result | None:
+    """Return a result if the target already contains all published files, after removing leftovers there."""
     try:
         result = Result(target, target, inspect_folder(target, manifest))
     except OSError:  # such as a missing folder

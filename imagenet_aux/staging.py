@@ -25,7 +25,7 @@ _PREFIX = ".imagenet-aux."
 _STAGING_LOCK = "lock"  # in each staging folder, held while its process runs
 _TARGET_LOCK = _PREFIX + "lock"  # in the target, held while staging folders or published files change
 _OLD_SUFFIX = ".old"
-_HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
+_HOST_PREFIX = _PREFIX + re.sub(r"[^\w-]", "-", socket.gethostname())[:40] + "."  # of this host's staging folders
 _ABANDONED_SECONDS = 24 * 3600.0
 _READER_SECONDS = 5.0
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
@@ -46,7 +46,7 @@ def staging_folder(target: str, on_wait: OnWait) -> Iterator[Staging]:
                 raise FetchError(f"cannot write {target}: expected a folder, got a file")
             for folder in _folders_to_remove(target):
                 stack.callback(_remove_if_empty, folder)
-            name = f"{_PREFIX}{_HOST}.{os.urandom(4).hex()}"
+            name = _HOST_PREFIX + os.urandom(4).hex()
             staging = Staging(target, os.path.join(target, name), on_wait)
             stack.callback(_remove_folder, staging.folder)
             with hold_lock_file(os.path.join(target, _TARGET_LOCK), on_wait) as can_lock:  # also creates the target
@@ -142,13 +142,13 @@ class Staging(NamedTuple):
 
 
 def remove_leftovers(target: str) -> None:
-    """Remove what killed processes of this host left, unless the target is read-only or in use."""
+    """Remove the staging folders of this host's killed processes, unless the target is read-only or in use."""
 
     def do_not_wait(_seconds: float) -> None:
         raise FetchError
 
     with contextlib.suppress(OSError, FetchError):
-        if any(name.startswith(f"{_PREFIX}{_HOST}.") for name in _list_folder(target)):
+        if any(name.startswith(_HOST_PREFIX) for name in _list_folder(target)):
             with hold_lock_file(os.path.join(target, _TARGET_LOCK), do_not_wait) as can_lock:
                 _remove_abandoned(target, can_lock)
 
@@ -173,11 +173,11 @@ def _rename(source: str, target: str) -> None:
 
 def _remove_abandoned(target: str, can_lock: bool) -> None:
     """Remove the staging folders of killed processes; the caller must hold the target's lock."""
-    pattern = re.compile(rf"{re.escape(_PREFIX)}(.*)\.[0-9a-f]{{8}}")
+    pattern = re.compile(rf"{re.escape(_PREFIX)}.*\.[0-9a-f]{{8}}")
     for name in _list_folder(target):
         path = os.path.join(target, name)
-        match = pattern.fullmatch(name)
-        if match and _is_abandoned(path, can_test_lock=can_lock and match[1] == _HOST):
+        can_test_lock = can_lock and name.startswith(_HOST_PREFIX)
+        if pattern.fullmatch(name) and _is_abandoned(path, can_test_lock):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -128,10 +128,10 @@ def _fetch_first(candidates: list[Source], target: str, replace: bool, manifest:
 class _Fetch(NamedTuple):
     """A fetch from one source into a staging folder.
 
-    The source fails unless (*custom* means that the user supplied the source or the digest)
+    A source is accepted on this condition (*custom*: the user supplied the source or the digest):
 
     - custom, with a digest: the archive matches it
-    - custom, without one: no condition
+    - custom, without one: none
     - mirror, with a digest: the archive matches it, or each file matches its own
     - mirror, without one: each file matches its own
     """

@@ -148,7 +148,7 @@ def _program_files() -> dict[str, str]:
 
 
 def _format(source: str) -> str:
-    """Remove what the projects do not need, and run ``autopep8 -a`` until the output is stable, as their bots do."""
+    """Remove numpydoc sections and tools' comments, then run ``autopep8 -a`` as the projects' bots do, until stable."""
     source = _TOOL_COMMENT.sub("", _NUMPYDOC.sub('"""', source))
     while True:
         formatted: str = autopep8.fix_code(source, options={"aggressive": 1})

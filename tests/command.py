@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,11 @@ from imagenet_aux.manifest import Manifest
 
 # Variables that disable coverage measurement, which doubles the time of a fetch, for code that other tests cover.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
+
+# The wording of the progress lines.
+PROGRESS = "{} of {} MB  {} MB/s  {} left"
+PROGRESS_WITHOUT_SIZE = "{} MB  {} MB/s"
+WAITING = "waiting for {} ({} s)"
 
 # Turn warnings into errors, except urllib3's about LibreSSL, which Apple's Python uses.
 _WARNINGS = ["-W", "error", "-W", "ignore:urllib3 v2 only supports OpenSSL"]
@@ -72,6 +78,11 @@ def run_at_start(folder: Path, code: str) -> dict[str, str]:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def line_pattern(line: str, *fields: str) -> str:
+    """Return a regular expression for a line, with a pattern for each of its fields."""
+    return re.escape(line).replace(r"\{\}", "{}").format(*fields)
 
 
 def without_privileges() -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sample_archive
 from cm_home import KEYS, PARENT, ROOT, TAGS, WINDOWS, CmHome
-from command import read_files, write_file
+from command import PROGRESS, line_pattern, read_files, write_file
 from server import Reply, Server
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
@@ -319,4 +319,5 @@ def test_prints_a_table_of_the_files(
 def test_prints_progress_of_a_slow_transfer(home: CmHome, server: Server, archive: bytes) -> None:
     url = server.serve("a.tar.gz", archive, Reply(pause=5.0 * 65536 / len(archive)))
     printed = home.run_script(f"--url={url}").stderr
-    assert re.search(r"\d+\.\d of \d+\.\d MB  \d+\.\d MB/s  \d+:\d\d left", printed)
+    number = r"\d+\.\d"
+    assert re.search(line_pattern(PROGRESS, number, number, number, r"\d+:\d\d"), printed)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import sample_archive
 import trustme
-from command import read_data, run_command, start_command
+from command import WAITING, line_pattern, read_data, run_command, start_command
 from proxy import Proxy
 from server import Reply, Server
 
@@ -260,7 +260,8 @@ def test_shows_which_host_it_waits_for(hosts: Hosts, tmp_path: Path) -> None:
             process.kill()
             process.communicate()
     assert lines[0] == f"trying {MIRRORS[0].address}\n"
-    assert re.fullmatch(rf"waiting for {host(MIRRORS[0].address)} \([0-9]+ s\)\n", lines[1])
+    line = line_pattern(WAITING, re.escape(host(MIRRORS[0].address)), "[0-9]+")
+    assert re.fullmatch(f"{line}\n", lines[1])
 
 
 # Verification

@@ -17,7 +17,7 @@ from typing import Callable
 
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
-from command import read_data, run_at_start, run_command, start_command, write_files
+from command import WAITING, read_data, run_at_start, run_command, start_command, write_files
 from server import Reply, Server, slow_reply
 
 from imagenet_aux.manifest import Manifest, Source
@@ -93,7 +93,7 @@ def test_signal_ends_the_wait_for_the_lock(
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = process or start_command(work, "fetch", url, "--replace")
         assert process.stderr
-        while not process.stderr.readline().startswith("waiting for another process (3 s)"):
+        while not process.stderr.readline().startswith(WAITING.format("another process", 3)):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=20)

@@ -163,9 +163,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def host_name(url: str) -> str:
-    """Return the host name in a URL."""
+    """Return the host name in a URL, truncated."""
     try:
-        return urllib.parse.urlsplit(url).hostname or "the server"
+        return shorten(urllib.parse.urlsplit(url).hostname or "the server")
     except ValueError:
         return "the server"
 

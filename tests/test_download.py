@@ -719,6 +719,7 @@ def test_frees_responses_while_the_garbage_collector_is_off(
 
 
 LONG = "x" * 60_000
+LONG_HOST = ".".join(["x" * 60] * 900)  # a label of more than 63 characters is an invalid URL
 
 
 @pytest.mark.parametrize(
@@ -728,6 +729,7 @@ LONG = "x" * 60_000
         [Reply(raw=f"HTTP/1.1 503 {LONG}\r\n\r\n".encode())],
         [Reply(302, {"Location": f"ftp://{LONG}"}, b"")],
         [Reply(302, {"Location": f"http://{LONG}/"}, b"")],
+        [Reply(302, {"Location": f"http://{LONG_HOST}/"}, b"")],
         [Reply(302, {"Location": f"http://127.0.0.1:1/{LONG}"}, b"")],
         [Reply(stop_at=STEP, etag=f'"{LONG}"'), Reply(etag=f'"{LONG}2"', if_range=False), Reply(404, body=b"")],
         [Reply(stop_at=STEP), Reply(206, {"Content-Range": LONG}, b""), Reply(404, body=b"")],
@@ -735,7 +737,19 @@ LONG = "x" * 60_000
         [Reply(raw=LONG.encode() + b"\r\n\r\n")],
         [Reply(chunked=True, raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + LONG.encode())],
     ],
-    ids=["404", "503", "scheme", "host", "path", "ETag", "Content-Range", "Retry-After", "status line", "chunk size"],
+    ids=[
+        "404",
+        "503",
+        "scheme",
+        "label",
+        "host",
+        "path",
+        "ETag",
+        "Content-Range",
+        "Retry-After",
+        "status line",
+        "chunk size",
+    ],
 )
 def test_messages_stay_short(
     replies: list[Reply], server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -25,7 +25,7 @@ _PREFIX = ".imagenet-aux."
 _STAGING_LOCK = "lock"  # in each staging folder, held while its process runs
 _TARGET_LOCK = _PREFIX + "lock"  # in the target, held while staging folders or published files change
 _OLD_SUFFIX = ".old"
-_HOST_PREFIX = _PREFIX + re.sub(r"[^\w-]", "-", socket.gethostname())[:40] + "."  # of this host's staging folders
+_HOST_PREFIX = _PREFIX + re.sub(r"[^\w-]", "-", socket.gethostname())[:64] + "."  # of this host's staging folders
 _ABANDONED_SECONDS = 24 * 3600.0
 _READER_SECONDS = 5.0
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.

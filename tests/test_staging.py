@@ -613,11 +613,14 @@ def test_removes_only_old_leftovers_without_locks(
 def test_keeps_the_staging_folder_of_another_node(
     tmp_path: Path, work: Path, server: Server, archive: bytes, source: Path, sample_files: dict[str, bytes]
 ) -> None:
-    """On some shared file systems, locks are local to a node, so every node can lock the same file."""
+    """On some shared file systems, locks are local to a node, so every node can lock the same file.
+
+    On Linux, a host name has at most 64 characters.
+    """
     gate = threading.Event()
     url = server.serve("a.tar.gz", archive, Reply(headers={"X-Gate": lambda: str(gate.wait(60))}))
     node = "import fcntl, socket; fcntl.flock = lambda *_: None; socket.gethostname = lambda: {!r}"
-    one, two = (run_at_start(tmp_path / name, node.format(name)) for name in ("node1", "node2"))
+    one, two = (run_at_start(tmp_path / name, node.format(name)) for name in (f"{'node':-<63}1", f"{'node':-<63}2"))
     first = start_command(work, "fetch", url, **one)
     try:
         server.wait_for_requests(first)

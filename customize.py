@@ -132,6 +132,7 @@ def _read_inputs(i, folder):
         "SOURCE": source,
         "CHECKSUM": checksum,
         "INTO": into,
+        "PID": str(os.getpid()),
         "REPLACE": "--replace" if is_replaceable else "",
         "RESULT": os.path.join(folder, f"tmp-imagenet-aux-{os.urandom(8).hex()}.json"),
     }

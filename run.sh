@@ -11,4 +11,5 @@ fi
 trap 'rm -f "$CM_IMAGENET_AUX_RESULT"; echo "error: interrupted" >&2' HUP INT TERM
 # Always exit with 0: postprocess reports the error in the result file, or that there is no result file.
 "${fetch[@]}" --checksum="$CM_IMAGENET_AUX_CHECKSUM" --into="$CM_IMAGENET_AUX_INTO" \
-  --result="$CM_IMAGENET_AUX_RESULT" ${CM_IMAGENET_AUX_REPLACE:+--replace} -- "$CM_IMAGENET_AUX_SOURCE" || true
+  --result="$CM_IMAGENET_AUX_RESULT" --pid="$CM_IMAGENET_AUX_PID" ${CM_IMAGENET_AUX_REPLACE:+--replace} \
+  -- "$CM_IMAGENET_AUX_SOURCE" || true

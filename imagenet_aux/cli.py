@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
+    get.add_argument("--pid", type=int, default=0, help="stop if the process with this ID ends (not on Windows)")
 
     text = "List the files in a folder with their size, line count and verification status."
     example = "example: imagenet-aux show imagenet-aux"
@@ -129,6 +130,8 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         # Signals abort the fetch only here, never while files are moved.
         if signals:
             raise KeyboardInterrupt
+        if _has_ended(args.pid):
+            raise FetchError(f"interrupted: process {args.pid} has ended")
         progress(stream)
 
     code, error = 0, ""
@@ -151,7 +154,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         record["error"] = error
     else:
         print(_table(result.files, "verified") + f"in {folder}", flush=True)
-    if args.result:  # the caller reads the error from the file, so exit with 0
+    if args.result and not _has_ended(args.pid):  # the caller reads the error from the file, so exit with 0
         try:
             _write_atomically(args.result, json.dumps(record))
         except OSError as failure:
@@ -174,6 +177,17 @@ def _record_signals() -> list[int]:
         if number and signal.getsignal(number) != signal.SIG_IGN:  # keep a disposition inherited from nohup
             signal.signal(number, lambda number, _frame: received.append(number))
     return received
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether the process with this ID has ended; False for 0."""
+    if not pid or sys.platform == "win32":  # on Windows, os.kill() would end the process
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # PermissionError: it runs as another user
+    return False
 
 
 def _table(files: Iterable[File], heading: str) -> str:

@@ -492,6 +492,20 @@ def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: P
     assert report["folder"] == "data" and report["error"].startswith("unexpected FileNotFoundError: ")
 
 
+@pytest.mark.skipif(WINDOWS, reason="--pid has no effect on Windows")
+def test_fetch_ends_with_another_process(work: Path, source: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    result = run_command(work, "fetch", source, f"--pid={ended.pid}", "--result=result.json")
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"error: interrupted: process {ended.pid} has ended\n")
+    assert os.listdir(work) == []
+
+
+def test_fetch_continues_while_the_other_process_runs(work: Path, source: Path) -> None:
+    assert run_command(work, "fetch", source, f"--pid={os.getpid()}").returncode == 0
+
+
 # Output
 
 

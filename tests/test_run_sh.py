@@ -158,6 +158,7 @@ def hook_variables(source: str) -> dict[str, str]:
         "CM_IMAGENET_AUX_CHECKSUM": "",
         "CM_IMAGENET_AUX_INTO": "the files",
         "CM_IMAGENET_AUX_RESULT": "the result.json",
+        "CM_IMAGENET_AUX_PID": str(os.getpid()),
         "CM_IMAGENET_AUX_REPLACE": "",
     }
 

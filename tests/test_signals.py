@@ -334,6 +334,26 @@ def test_next_fetch_without_a_source_removes_the_old_files(
 # Under the engine
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows cannot check a process without a handle")
+def test_fetch_ends_if_only_the_engine_is_killed(home: CmHome, server: Server, archive: bytes) -> None:
+    """The shell and the fetcher live on; later, the fetcher could replace the files of another call."""
+    url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
+    engine = subprocess.Popen(
+        home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
+        cwd=home.path,
+        env=home.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    server.wait_for_requests(engine)
+    engine.kill()
+    engine.wait()
+    _, stderr = engine.communicate()  # until the fetcher ends
+    assert stderr.endswith(f"error: interrupted: process {engine.pid} has ended\n")
+    assert home.leftovers() == []
+
+
 def test_killed_engine_leaves_a_usable_cache(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:

@@ -97,6 +97,14 @@ def no_coverage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(autouse=True)
+def no_proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove variables that would affect the HTTP requests of this process."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def default_signals() -> Iterator[None]:
     """Restore the default signal handlers, which child processes inherit, in case the tests run under nohup."""

@@ -388,7 +388,7 @@ def assert_rejected(target: Path, archive: Path, pattern: str) -> None:
     with pytest.raises(FetchError) as caught:
         fetch(archive, target / "data")
     assert re.fullmatch(f"{re.escape(str(archive))}: {pattern}", str(caught.value))
-    assert re.fullmatch(r"[\x20-\x7e]*", str(caught.value)), "control characters on the terminal"
+    assert str(caught.value).isprintable(), "control characters on the terminal"
     assert not os.listdir(target) and take_snapshot(target.parent.parent) == before
     assert not os.path.lexists(OUTSIDE) and not os.path.lexists("/train.txt")
 

@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import benchmark
 import generate
 
+from imagenet_aux import download, exchange
+
 pytestmark = pytest.mark.usefixtures("no_coverage")
 DOCUMENTS = ["README.md", "README-extra.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Commands in README.md that contain one of these texts require PyPI, a mirror, or a container engine.
@@ -41,7 +43,7 @@ FOREIGN_MESSAGES = [
     "Portable CM script failed",
 ]
 # Names of the functions and exceptions that report messages.
-REPORTERS = re.compile(r"(\w+Error|ConnectionFault|_RestartRequired|_error|warning)")
+REPORTERS = re.compile(r"(\w+Error|ConnectionFault|_RestartRequired|_error|_fail|error|warning)")
 
 
 def read(document: str) -> str:
@@ -115,6 +117,8 @@ def text_of(node: ast.expr) -> str:
         return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.IfExp):
         return text_of(node.body)
+    if isinstance(node, ast.Call) and node.args:  # such as printable(...)
+        return text_of(node.args[0])
     return ""
 
 
@@ -128,11 +132,24 @@ def all_texts() -> set[str]:
     return {text_of(node) for program in programs() for node in ast.walk(program) if isinstance(node, ast.expr)}
 
 
+def reported_arguments(function: ast.FunctionDef) -> Iterator[ast.expr]:
+    """Yield the first argument of each call that reports a message; for a variable, each value that it can have."""
+    values: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            values.setdefault(node.targets[0].id, []).append(node.value)
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if REPORTERS.fullmatch(name):
+                yield from values.get(getattr(node.args[0], "id", ""), node.args[:1])
+
+
 def reported_messages() -> set[str]:
-    """Return the texts that the code raises or logs."""
-    calls = [node for program in programs() for node in ast.walk(program) if isinstance(node, ast.Call)]
-    names = {call: getattr(call.func, "id", getattr(call.func, "attr", "")) for call in calls}
-    texts = {text_of(call.args[0]) for call in calls if call.args and REPORTERS.fullmatch(names[call])}
+    """Return the texts that the code raises, logs or prints as errors."""
+    texts = {re.sub("{.*?}", "…", text) for _, text in exchange._ERROR_TEXTS}
+    for function in [node for program in programs() for node in ast.walk(program) if isinstance(node, ast.FunctionDef)]:
+        texts |= {text_of(argument) for argument in reported_arguments(function)}
     return {text for text in texts if re.search("[a-z]{3}", text)}
 
 
@@ -243,3 +260,9 @@ def test_demo_fetches_the_files_and_prints_the_keys(bash: str) -> None:
     printed = subprocess.run([bash, "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
     assert printed.count("_PATH") == 9
     assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', printed)
+
+
+def test_documented_limits_are_the_constants() -> None:
+    text = read("README-extra.md")
+    assert f"{download.MAX_IDLE_SECONDS:.0f} s without data" in text
+    assert f"Below {download.MIN_RATE // 1000} kB/s over {download.RATE_SECONDS:.0f} s" in text

@@ -346,6 +346,19 @@ def test_password_is_sent_but_not_shown(credentials: str, work: Path, server: Se
     assert "secret" not in result.stdout + result.stderr + read_result(work / "result.json")["source"]
 
 
+def test_login_from_netrc_is_sent(work: Path, server: Server, archive: bytes) -> None:
+    netrc = write_file(work / "netrc", b"machine 127.0.0.1 login me password secret\n")
+    netrc.chmod(0o600)
+    assert run_command(work, "fetch", server.serve("a.tar.gz", archive), NETRC=str(netrc)).returncode == 0
+    assert server.requests_for("a.tar.gz")[0]["Authorization"] == "Basic bWU6c2VjcmV0"
+
+
+def test_no_proxy_excludes_a_host(work: Path, server: Server, archive: bytes) -> None:
+    url = server.serve("a.tar.gz", archive)
+    result = run_command(work, "fetch", url, http_proxy="http://127.0.0.1:1", no_proxy="127.0.0.1")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     "url",
     [

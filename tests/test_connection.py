@@ -251,6 +251,7 @@ def body(data: bytes, length: bool = True) -> tuple[Reply, ...]:
 
 ALWAYS_CUT_BARE = Reply(stop_at=CUT, length=False, ranges=False)
 ALWAYS_CUT_CHUNKED = Reply(stop_at=CUT, chunked=True, ranges=False)
+MALFORMED_HEADER = Reply(raw=b"HTTP/1.1 404 Not Found\r\nA: b\r\n" + b"bad line " * 99 + b"\r\n\r\n")
 CONTROL_CHARACTERS = Reply(raw=b"HTTP/1.1 404 \x1b[2J\r\n\r\n")
 DRIPPING_HEAD = Reply(raw=b"HTTP/1.1 200 " + b"O" * 999, chunk_size=1, pause=0.3)
 ENDLESS_CONTINUE = Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n", endless=True, pause=0.01)
@@ -282,6 +283,7 @@ FAILED = [
     Failed("416 without a Range request", STATUS + "416 (Requested )?Range", (error_reply(416),)),
     Failed("long Retry-After", STATUS + PAUSE_OF_AN_HOUR, (error_reply(429, Retry_After="3600"),)),
     Failed("Retry-After of 400 digits", STATUS + r"429 Too Many", (error_reply(429, Retry_After="9" * 400),)),
+    Failed("malformed header", STATUS + "404 Not Found$", (MALFORMED_HEADER,)),
     Failed("control characters", STATUS + r"404 \\x1b\[2J", (CONTROL_CHARACTERS,)),
     # Redirects
     Failed("redirect loop", r"Exceeded 20 redirects", (redirect("a.tar.gz"),), requests=21),
@@ -345,6 +347,7 @@ def test_reports_connection_fault(fault: Failed, server: Server, tmp_path: Path)
     assert time.monotonic() - began <= fault.max_seconds
     assert result.returncode == 1, result.stderr
     assert re.search(f"^error: [^ ]+: (?:{fault.reason})", result.stderr, re.MULTILINE), result.stderr
+    assert max(map(len, result.stderr.splitlines())) < 700
     assert list(tmp_path.iterdir()) == []
     assert len(server.requests_for("a.tar.gz")) == fault.requests, result.stderr
     assert "ResourceWarning" not in result.stderr

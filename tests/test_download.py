@@ -552,6 +552,7 @@ def test_download_leaves_no_thread_running(
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse connections when the queue is full")
 def test_limits_the_time_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is for one address, so that the next address of a host can be tried before the time limit."""
+    assert 2 * exchange.CONNECT_SECONDS < download.STALL_SECONDS
     monkeypatch.setattr(exchange, "CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
@@ -812,6 +813,7 @@ def filled_exchange(server: Server) -> Iterator[exchange.Exchange]:
         while opened.next_item() is None:
             pass
         while opened._items.qsize() < 4:
+            assert opened._thread.is_alive()
             time.sleep(0.01)
         time.sleep(0.3)
         yield opened

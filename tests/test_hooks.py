@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -128,7 +129,6 @@ def test_default_variation_selects_the_first_mirror(home: CmHome) -> None:
     del meta["variations"]["from.dropbox"]["default"]
     meta["variations"]["from.go"]["default"] = True
     write_file(home.script / "_cm.json", json.dumps(meta).encode())
-    home.run_command("cm", "reindex", "repo", check=True)
     error = home.run_api(tags=TAGS, **offline())["error"]
     assert error.index("armi.in") < min(error.index("dropbox"), error.index("berkeleyvision"))
 
@@ -416,6 +416,32 @@ def test_call_from_another_thread_succeeds_after_an_aborted_one(home: CmHome, ar
     assert "'return': 0" in result.stdout.splitlines()[-1]
 
 
+def test_renews_while_another_thread_runs(home: CmHome, archive: bytes) -> None:
+    path = write_file(home.path / "a.tar.gz", archive)
+    program = (
+        "import sys, threading, cmind\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
+        "for renew in (False, True):\n"
+        "    r = cmind.access({**call, 'renew': renew})\n"
+        "    assert r['return'] == 0, r\n"
+    )
+    home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
+
+
+@pytest.mark.skipif(WINDOWS, reason="replaces run.sh")
+def test_rejects_the_result_of_another_call(home: CmHome, archive: bytes) -> None:
+    path = write_file(home.path / "a.tar.gz", archive)
+    fake = (
+        "#!/bin/sh\n"
+        'echo \'{"requested": "other", "folder": "other", "source": "", "verified": true, "files": []}\''
+        ' >"$CM_IMAGENET_AUX_RESULT"\n'
+    )
+    write_file(home.script / "run.sh", fake.encode())
+    result = home.run_api(tags=TAGS, url=str(path))
+    assert result["return"] > 0 and "belongs to another call" in result["error"]
+
+
 # Signals
 
 
@@ -478,3 +504,16 @@ def test_old_python_is_named_in_the_error() -> None:
         command = [python, "-c", program, str(ROOT / "customize.py")]
         printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
         assert printed.startswith("Python version: expected 3.8 or newer, got 3.")
+
+
+def test_writes_to_the_cache_entry_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may have changed the working folder. The hook reads the entry from its caller's variable."""
+    cached_path = str(tmp_path / "entry")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {})
+    spec = importlib.util.spec_from_file_location("customize", str(ROOT / "customize.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.preprocess({"env": {}, "input": {"url": "a"}}) == {"return": 0}
+    assert os.environ["CM_IMAGENET_AUX_INTO"] == os.path.join(cached_path, "data")

@@ -461,7 +461,7 @@ def test_single_files_survive_connection_faults(
             assert len(hosts.requests_for(SINGLE_FILES.locations[name])) == 1, "downloaded files are kept"
 
 
-def test_limits_the_total_size_of_single_files(hosts: Hosts, tmp_path: Path) -> None:
+def test_limits_the_size_of_a_single_file(hosts: Hosts, tmp_path: Path) -> None:
     large = Reply(body=bytes(1 << 20), endless=True, length=False)
     hosts.serve(SINGLE_FILES.locations[REQUIRED[-1]], b"", large)
     result = hosts.fetch(tmp_path, SINGLE_FILES.address, down=[host(mirror.address) for mirror in ARCHIVES])

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Callable
 
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
-from command import WAITING, read_data, run_at_start, run_command, start_command, write_files
+from command import WAITING, line_pattern, read_data, run_at_start, run_command, start_command, write_files
 from server import Reply, Server, slow_reply
 
 from imagenet_aux.manifest import Manifest, Source
@@ -63,6 +64,7 @@ def test_kill_during_download_keeps_the_old_files(
     server.wait_for_requests(process)
     if stop_at:
         while not any(path.stat().st_size for path in work.glob("data/.imagenet-aux.*/*.txt")):
+            assert process.poll() is None
             time.sleep(0.01)
     process.send_signal(signal.Signals[kill])
     _, stderr = process.communicate(timeout=60)
@@ -93,7 +95,8 @@ def test_signal_ends_the_wait_for_the_lock(
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = process or start_command(work, "fetch", url, "--replace")
         assert process.stderr
-        while not process.stderr.readline().startswith(WAITING.format("another process", 3)):
+        waiting = line_pattern(WAITING, "another process", "[0-9]+")
+        while not re.match(waiting, process.stderr.readline()):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=20)

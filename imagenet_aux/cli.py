@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
-    get.add_argument("--pid", type=int, default=0, help="stop if the process with this ID ends (not on Windows)")
+    get.add_argument("--pid", type=int, default=0, help="end with SIGHUP when the process with this ID ends")
 
     text = "List the files in a folder with their size, line count and verification status."
     example = "example: imagenet-aux show imagenet-aux"
@@ -128,39 +128,37 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
 
     def watch(stream: Stream) -> None:
         # Signals abort the fetch only here, never while files are moved.
+        if args.pid and os.name == "posix" and _has_ended(args.pid):
+            signals.append(signal.SIGHUP)  # as if its terminal had closed
         if signals:
             raise KeyboardInterrupt
-        if _has_ended(args.pid):
-            raise FetchError(f"interrupted: process {args.pid} has ended")
         progress(stream)
 
-    code, error = 0, ""
+    code = 0
     record: dict[str, Any] = {"requested": args.source, "folder": args.into}  # the content of the result file
     try:
         folder = record["folder"] = target_folder(args.into)
         result = fetch(args.source, folder, args.checksum, args.replace, manifest=manifest, watch=watch)
         record.update(source=result.source, verified=result.verified, files=list(result.paths))
     except KeyboardInterrupt:  # raised by `watch`
-        code, error = 128 + signals[0], f"interrupted by {signal.Signals(signals[0]).name}"
+        code, record["error"] = 128 + signals[0], f"interrupted by {signal.Signals(signals[0]).name}"
     except FetchError as failure:
-        code, error = 1, str(failure)
+        code, record["error"] = 1, str(failure)
     except Exception as failure:
         if os.environ.get(_DEBUG):
             progress.write(redact(traceback.format_exc()))
         text = "".join(traceback.format_exception_only(type(failure), failure)).strip()
-        code, error = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
+        code, record["error"] = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()
-    if code:
-        record["error"] = error
-    else:
+    if not code:
         print(_table(result.files, "verified") + f"in {folder}", flush=True)
-    if args.result and not _has_ended(args.pid):  # the caller reads the error from the file, so exit with 0
+    if args.result:  # the caller reads the error from the file, so exit with 0
         try:
             _write_atomically(args.result, json.dumps(record))
         except OSError as failure:
             return _fail(printable(f"cannot write {args.result}: {failure.strerror}"))
         return 0
-    return _fail(error, code) if code else 0
+    return _fail(record["error"], code) if code else 0
 
 
 def _fail(text: str, code: int = 1) -> int:
@@ -180,13 +178,11 @@ def _record_signals() -> list[int]:
 
 
 def _has_ended(pid: int) -> bool:
-    """Return whether the process with this ID has ended; False for 0."""
-    if not pid or sys.platform == "win32":  # on Windows, os.kill() would end the process
-        return False
+    """Return whether a process has ended. Not on Windows, where os.kill() would end it."""
     try:
         os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)  # PermissionError: it runs as another user
+    except ProcessLookupError:
+        return True
     return False
 
 

@@ -352,8 +352,8 @@ def test_fetch_ends_if_only_the_engine_is_killed(home: CmHome, server: Server, a
     server.wait_for_requests(engine)
     engine.kill()
     engine.wait()
-    _, stderr = engine.communicate()  # until the fetcher ends
-    assert stderr.endswith(f"error: interrupted: process {engine.pid} has ended\n")
+    engine.communicate()  # until the fetcher has ended
+    assert len(server.requests) == 1
     assert home.leftovers() == []
 
 

@@ -40,7 +40,7 @@ class _Output(io.TextIOWrapper):
 
 def run() -> NoReturn:
     """Run the command and exit with its code."""
-    gc.disable()  # collection takes a tenth of the time, and frees little in such a short process
+    gc.disable()  # collection takes a tenth of the time, and frees little
     sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
     code = main()
     gc.freeze()  # skip the collection on exit
@@ -113,7 +113,7 @@ def _show(folder: str, manifest: Manifest) -> int:
         return _fail(printable(f"{error.filename} cannot be read: {error.strerror}"))
     except KeyboardInterrupt:
         return _fail("interrupted by SIGINT", 128 + signal.SIGINT)
-    print(_table(files, "published"), end="", flush=True)
+    print(_table(files, "published"), end="")
     missing_names = missing(files, manifest)
     if missing_names:
         print(printable(f"warning: missing from {folder}: {', '.join(missing_names)}"), file=sys.stderr)
@@ -122,8 +122,9 @@ def _show(folder: str, manifest: Manifest) -> int:
 
 def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     progress = Progress(sys.stderr)
-    logging.basicConfig(handlers=[progress], level=logging.INFO)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote server data of unlimited length
+    log = logging.getLogger(__package__)  # not the root: urllib3's warnings quote server data
+    log.addHandler(progress)
+    log.setLevel(logging.INFO)
     signals = _record_signals()
 
     def watch(stream: Stream) -> None:
@@ -151,7 +152,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         code, record["error"] = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()
     if not code:
-        print(_table(result.files, "verified") + f"in {folder}", flush=True)
+        print(_table(result.files, "verified") + f"in {folder}")
     if args.result:  # the caller reads the error from the file, so exit with 0
         try:
             _write_atomically(args.result, json.dumps(record))
@@ -173,7 +174,7 @@ def _record_signals() -> list[int]:
     for name in ("SIGHUP", "SIGINT", "SIGTERM"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) != signal.SIG_IGN:  # keep a disposition inherited from nohup
-            signal.signal(number, lambda number, _frame: received.append(number))
+            signal.signal(number, lambda number, _: received.append(number))
     return received
 
 

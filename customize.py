@@ -14,10 +14,10 @@ _URL = "WGET_URL"
 # MLCommons' scripts for the same tags use the last two.
 _SOURCES = (_URL, "DOWNLOAD_LOCAL_FILE_PATH", "PACKAGE_URL")
 _EXTRACT_PATH = "EXTRACT_PATH"
-_MAX_CHARACTERS = 16384  # operating systems limit the size of environment variables
+_MAX_CHARACTERS = 16384  # operating systems limit environment variables
 _BUSY = "another thread of this process is running this script. Run one call at a time, or use processes."
 
-# For this script and its dependents, the engines write env to a shell script as `export KEY="VALUE"`.
+# The engines write env to a shell script as `export KEY="VALUE"`.
 _SHELL_CHARACTERS = '"$`' if os.name == "nt" else '"$`\\'  # on Windows, the backslash is the path separator
 _SHELL_TEXT = re.compile("[" + re.escape(_SHELL_CHARACTERS) + "\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -49,7 +49,7 @@ def preprocess(i):
             "note: _skip_ssl_verification has no effect: certificates and digests are always verified.", file=sys.stderr
         )
     inputs["PYTHON"] = sys.executable or ""  # None if Python is embedded
-    # Use os.environ: the engine writes env to a shell script that concurrent calls share, and cmd expands % in it.
+    # Not in env: concurrent calls share the engine's shell script with env, and cmd expands % in it.
     os.environ.update({"CM_" + _PRIVATE + key: value for key, value in inputs.items()})
     return {"return": 0}
 
@@ -93,7 +93,7 @@ def _error(reason):
 
 def _call_folder(env, frame):
     """Return the cache entry or the user's folder; another thread may have changed the working directory."""
-    entry = frame.f_locals.get("cached_path")  # a variable in both engines; `i` does not contain it
+    entry = frame.f_locals.get("cached_path")  # a variable of both engines; not in `i`
     return os.path.abspath(entry) if entry and not _value(env, "OUTDIRNAME") else os.getcwd()
 
 
@@ -118,7 +118,7 @@ def _read_inputs(i, folder):
     source = url if not url or "://" in url or url.lower().startswith("file:") else _absolute(url, current)
     if extract_path:
         into = _absolute(extract_path, current)
-    elif env.get("MLC_OUTDIRNAME"):  # MLC runs this script there; like MLCommons' script, do not append "data"
+    elif env.get("MLC_OUTDIRNAME"):  # like MLCommons' script, do not append "data"
         into = folder
     else:
         into = os.path.join(folder, "data")
@@ -143,7 +143,7 @@ def _call_env(call):
     prefix = "local_" if call.get("recursion") else ""
     call_env = dict(call.get(prefix + "env") or {})
     for engine in _ENGINES:
-        call_env.pop(engine + _URL, None)  # by now, this is the variation's value rather than the user's
+        call_env.pop(engine + _URL, None)  # by now the variation's value, not the user's
     call_env.update(_cli_env_override(call, _URL))
     call_env.update(call.get(prefix + "const") or {})
     return call_env
@@ -155,7 +155,7 @@ def _cli_env_override(call, name):
     if not arguments and call.get("mlc_run_cmd"):
         import shlex  # slow to import; engines load this module for cached calls too
 
-        with contextlib.suppress(ValueError):  # unbalanced quotes, which MLC does not produce
+        with contextlib.suppress(ValueError):  # unbalanced quotes
             arguments = shlex.split(call["mlc_run_cmd"])
     pairs = [str(argument).partition("=") for argument in arguments]
     wanted = ["--env." + engine + name for engine in _ENGINES]
@@ -176,7 +176,7 @@ def _value(env, name):
 
 
 def _first(*values):
-    """Return the first value that is neither None nor an empty string; otherwise an empty string."""
+    """Return the first value that is neither None nor empty; otherwise an empty string."""
     return next((value for value in values if value is not None and value != ""), "")
 
 
@@ -188,7 +188,7 @@ def _reject_shell_text(name, value):
     """Raise ValueError if the value, or the path in a file URL, contains characters that a shell interprets."""
     text = value
     if value.lower().startswith("file:"):
-        from urllib.parse import unquote  # slow to import; engines load this module for cached calls too
+        from urllib.parse import unquote  # slow to import
 
         text = unquote(value)
     if _SHELL_TEXT.search(text):
@@ -214,7 +214,7 @@ def _remove_inputs(env):
 
 def _is_cache_entry(folder, i):
     """Return whether the folder is one of this script's cache entries, not a user's folder."""
-    for name in ("_cm.json", "meta.json"):  # written by CM and MLC, respectively
+    for name in ("_cm.json", "meta.json"):  # CM's and MLC's
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:
                 tags = json.load(file)["tags"]
@@ -241,6 +241,6 @@ def _export(env, result):
         for key in [key for key in env if key.startswith(prefix) and key.endswith("_PATH")]:
             del env[key]  # from a previous call
         env.update({prefix + key: value for key, value in exported.items()})
-        env[engine + "GET_DEPENDENT_CACHED_PATH"] = folder  # the engine runs this script again if the folder is deleted
-    env["CM_DATASET_AUX_PATH"] = folder  # literal keys, because `cm doc script` scans this file for them
+        env[engine + "GET_DEPENDENT_CACHED_PATH"] = folder  # if it is deleted, the engine runs this script again
+    env["CM_DATASET_AUX_PATH"] = folder  # literal: `cm doc script` scans this file for keys
     env["MLC_DATASET_AUX_PATH"] = folder

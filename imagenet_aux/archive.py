@@ -29,7 +29,7 @@ def unpack(chunks: Iterable[bytes], wanted: Collection[str], use: Callable[[str,
 
     Skip other files and folders. Raise `ContentError` if the archive is damaged or hostile.
     """
-    # Drop empty chunks, because an empty chunk marks the end in `decompress` and `_TarReader`.
+    # An empty chunk would mark the end in `decompress` and `_TarReader`.
     compressed = filter(None, chunks)
     with contextlib.closing(decompress(compressed)) as decompressed:
         tar_chunks = filter(None, decompressed)

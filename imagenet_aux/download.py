@@ -223,6 +223,6 @@ def _retry_after(response: requests.Response) -> float | None:
     """Return the delay requested by Retry-After, in seconds, or None."""
     value = response.headers.get("Retry-After", "")
     try:
-        return Retry().parse_retry_after(value[:40]) if value else None
+        return Retry().parse_retry_after(value[:40])
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None

@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 class Result(NamedTuple):
     """The result of a successful fetch."""
 
-    source: str  # the URL or path that the files came from, without credentials
+    source: str  # the URL or path of the source, without credentials; *folder* if nothing was fetched
     folder: str  # the absolute path of the target folder
-    files: list[File]  # the written files, in manifest order
+    files: list[File]  # in manifest order
 
     @property
     def verified(self) -> bool:
@@ -98,7 +98,7 @@ def _reuse_target(target: str, manifest: Manifest) -> Result | None:
 
 def _fetch_first(candidates: list[Source], target: str, replace: bool, manifest: Manifest, watch: Watch) -> Result:
     """Return the result of the first source that works."""
-    lock_wait = Stream("another process", watch)  # not a transfer: it reports waits for a lock to *watch*
+    lock_wait = Stream("another process", watch)  # reports waits for a lock
     failures: list[str] = []
     for candidate in candidates:
         address = redact(candidate.address)
@@ -209,7 +209,7 @@ class _Fetch(NamedTuple):
 
     def _write(self, name: str, size: int | None, chunks: Iterable[bytes]) -> File:
         """Write a staged file and compute its digest."""
-        # If the archive must match, its digest is enough: hashing the files too would add a tenth to the time.
+        # If the archive must match, hashing the files too would only add a tenth to the time.
         expected = "" if self.source.is_custom and self.source.digest else self.manifest.files[name]
         with self.staging.create(name) as file:
             result = inspect_chunks(name, tee(chunks, file.write), expected, size or 0)

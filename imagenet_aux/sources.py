@@ -18,7 +18,7 @@ def resolve(source: str, checksum: str, manifest: Manifest) -> list[Source]:
     if source and not selected:
         found = [_user_source(source, manifest)]
     else:
-        found = sorted(manifest.mirrors, key=lambda mirror: mirror is not selected)  # keeps the order of the others
+        found = sorted(manifest.mirrors, key=lambda each: each is not selected)  # keeps the order of the others
     if not checksum:
         return found
     digest = checksum.lower()

@@ -158,7 +158,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
     try:
         if sys.platform == "win32":
             # Windows can link an open file, but not remove the link. Until it is closed, renaming it to itself fails.
-            retry(lambda: os.rename(path, path), IN_USE_ERRORS, _READER_SECONDS)
+            _rename(path, path)
             os.link(path, link)
         else:
             os.link(path, link, follow_symlinks=False)
@@ -228,7 +228,7 @@ def _remove_folder(folder: str) -> None:
 
 
 def _remove_if_empty(folder: str) -> None:
-    with contextlib.suppress(OSError):  # not empty: the files were published, or another process is using it
+    with contextlib.suppress(OSError):  # not empty: published, or in use by another process
         os.rmdir(folder)
 
 

@@ -42,7 +42,7 @@ class Download(Stream):
         super().__init__(host_name(url), watch, limit)
         self._url = url
         self._allow_slow = allow_slow
-        self._window = (0.0, 0)  # `waited` and `_total` when the rate was last measured
+        self._window = (0.0, 0)  # `waited` and `total` when the rate was last measured
         self._validators: dict[str, str] = {}
         self._exchange: Exchange | None = None
         self._is_partial = False  # whether the last response is not the whole file
@@ -147,13 +147,13 @@ class Download(Stream):
     def report(self, seconds: float = 0.0) -> None:
         """Call *watch*, after a wait of this duration; raise `SourceError` if the source is too slow."""
         super().report(seconds)
-        seconds_waited, count = self.waited - self._window[0], self._total - self._window[1]
+        seconds_waited, count = self.waited - self._window[0], self.total - self._window[1]
         if seconds_waited < RATE_SECONDS:
             return
         rate = count / seconds_waited
         if rate < MIN_RATE and not self._allow_slow:
             raise SourceError(f"too slow: expected at least {MIN_RATE:,} bytes/s, got {rate:,.0f}")
-        self._window = self.waited, self._total
+        self._window = self.waited, self.total
 
     def _range_headers(self) -> dict[str, str]:
         if not self.received:

@@ -77,7 +77,7 @@ def describe(stream: Stream, seconds: float) -> str:
     """Return one line with the stream's size, rate and remaining time, or "waiting" before the first byte."""
     if not stream.received:
         return printable(f"waiting for {stream.label} ({stream.waited:.0f} s)")
-    rate = stream.received / max(seconds, 1e-3)
+    rate = stream.total / max(seconds, 1e-3)
     if stream.size is None:
         return f"{stream.received / 1e6:.1f} MB  {rate / 1e6:.1f} MB/s"
     left = max(0, round((stream.size - stream.received) / rate))

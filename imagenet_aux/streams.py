@@ -30,9 +30,9 @@ class Stream:
 
     def __init__(self, label: str, watch: Watch, limit: int = MAX_BYTES) -> None:
         self._watch = watch
-        self._limit = limit  # in bytes, for *_total*
-        self._total = 0  # bytes received, including those received again after a restart
+        self._limit = limit  # in bytes, for *total*
         self.label = label  # the host name, or the file's base name
+        self.total = 0  # bytes received, including those received again after a restart
         self.received = 0  # position in the contents, in bytes; 0 again after a restart
         self.size: int | None = None  # in bytes; None if unknown
         self.waited = 0.0  # seconds spent waiting: for data, between attempts, or for a lock
@@ -59,8 +59,8 @@ class Stream:
 
     def _count(self, chunk: bytes) -> None:
         self.received += len(chunk)
-        self._total += len(chunk)
-        if self._total > self._limit:  # counts restarts: a server may truncate each response a little later
+        self.total += len(chunk)
+        if self.total > self._limit:  # counts restarts: a server may truncate each response a little later
             raise SourceError(f"larger than {MAX_BYTES >> 20} MiB in total")
 
 

@@ -62,9 +62,12 @@ class Waiting(Stream):
     waited = 0.0
 
 
-def stream(received: int, size: int | None = None, waited: float = 0.0, label: str = "host") -> Stream:
+def stream(
+    received: int, size: int | None = None, waited: float = 0.0, label: str = "host", before_restart: int = 0
+) -> Stream:
     made = Waiting(label, lambda stream: None)
     made.received, made.size, made.waited = received, size, waited
+    made.total = before_restart + received
     return made
 
 
@@ -80,6 +83,7 @@ MB = 1_000_000
         (stream(1 * MB, 8 * MB), 1, PROGRESS.format("1.0", "8.0", "1.0", "0:07")),
         (stream(20 * MB, 20 * MB), 10, PROGRESS.format("20.0", "20.0", "2.0", "0:00")),
         (stream(40 * MB, 20 * MB), 10, PROGRESS.format("40.0", "20.0", "4.0", "0:00")),
+        (stream(1 * MB, 20 * MB, before_restart=15 * MB), 16, PROGRESS.format("1.0", "20.0", "1.0", "0:19")),
         (stream(5 * MB), 10, PROGRESS_WITHOUT_SIZE.format("5.0", "0.5")),
         (stream(1000, 2000), 0, PROGRESS.format("0.0", "0.0", "1.0", "0:00")),
         (stream(0, 2000, 3.4), 10, WAITING.format("host", 3)),
@@ -93,6 +97,7 @@ MB = 1_000_000
         "seconds",
         "complete",
         "growing file",
+        "restarted",
         "unknown size",
         "zero seconds",
         "nothing received",
@@ -109,7 +114,7 @@ def test_writes_lines_without_a_terminal(clock: Clock) -> None:
     show = Progress(out)
     shown = stream(0, 20 * MB)
     for second in range(8):
-        shown.received = second * MB
+        shown.received = shown.total = second * MB
         clock.now = 1000 + second
         show(shown)
     show.clear()

@@ -175,7 +175,7 @@ def test_reads_a_local_file(tmp_path: Path) -> None:
     watcher = Watcher()
     stream = LocalFile(str(tmp_path / "file"), watcher)
     assert b"".join(stream.deliver(list)) == data
-    assert (stream.label, stream.size, stream.received, stream._total) == ("file", *[len(data)] * 3)
+    assert (stream.label, stream.size, stream.received, stream.total) == ("file", *[len(data)] * 3)
     assert len(watcher.received) > 1 and watcher.received == sorted(set(watcher.received))
 
 

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
-    get.add_argument("--pid", type=int, default=0, help="end with SIGHUP when the process with this ID ends")
+    get.add_argument("--pid", type=int, default=0, help="stop, as on SIGHUP, when the process with this ID ends")
 
     text = "List the files in a folder with their size, line count and verification status."
     example = "example: imagenet-aux show imagenet-aux"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Mapping, Sequence
 import pytest
 from cm_home import ROOT, WINDOWS, clean_env
 
-from imagenet_aux.manifest import Manifest
+from imagenet_aux.manifest import Manifest, Source
 
 # Variables that disable coverage measurement, which doubles the time of a fetch, for code that other tests cover.
 NO_COVERAGE = {"COVERAGE_PROCESS_START": ""}
@@ -92,6 +93,11 @@ def without_privileges() -> list[str]:
     if not shutil.which("setpriv"):
         pytest.skip("root bypasses permissions, and setpriv is not installed")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--"]
+
+
+def make_manifest(files: Mapping[str, bytes], *mirrors: Source) -> Manifest:
+    """Make a manifest with the digests of these files."""
+    return Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, mirrors)
 
 
 def write_file(path: Path, data: bytes) -> Path:

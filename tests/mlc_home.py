@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from cm_home import TAGS, CmHome
+
+
+def validate_meta(home: CmHome, path: Path) -> Any:
+    """Return the errors and warnings of MLC's check; importing mlc creates ``~/MLC``, so import it in a subprocess."""
+    program = (
+        "import json, sys, yaml; from mlc.meta_schema import validate_meta\n"
+        "print(json.dumps(validate_meta(yaml.safe_load(open(sys.argv[1], encoding='utf-8')))))"
+    )
+    return json.loads(home.run_command(sys.executable, "-c", program, path, check=True).stdout)
 
 
 class MlcHome:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sample_archive
 from cm_home import ROOT, WINDOWS, clean_env
-from command import NO_COVERAGE, read_files, write_files
+from command import NO_COVERAGE, make_manifest, read_files, write_files
 from conftest import MakeOnce
 from server import Server
 
@@ -40,8 +40,7 @@ def source(tmp_path: Path, sample_files: dict[str, bytes]) -> Path:
 @pytest.fixture
 def manifest(server: Server, sample_files: dict[str, bytes], archive: bytes) -> Manifest:
     """Return a manifest with the digests of the sample files, a broken mirror and a working one."""
-    files = {name: digest(data) for name, data in sample_files.items()}
-    return Manifest(files, (Source(server.url + "/broken"), Source(server.serve("a.tar.gz", archive))))
+    return make_manifest(sample_files, Source(server.url + "/broken"), Source(server.serve("a.tar.gz", archive)))
 
 
 def test_public_names() -> None:

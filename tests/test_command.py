@@ -19,6 +19,7 @@ from command import (
     NO_COVERAGE,
     PROGRESS,
     line_pattern,
+    make_manifest,
     read_data,
     read_files,
     run_at_start,
@@ -232,8 +233,7 @@ def test_show_lists_the_files(work: Path) -> None:
 
 def test_show_exits_with_0_only_if_all_files_are_published(work: Path, sample_files: dict[str, bytes]) -> None:
     data = write_files(work / "data", sample_files)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sample_files.items()}
-    manifest = MANIFEST._replace(files=digests)
+    manifest = make_manifest(sample_files)
     result = run_command(work, "show", data, manifest=manifest)
     assert (result.returncode, result.stderr) == (0, "") and len(re.findall("  yes\n", result.stdout)) == len(NAMES)
     (data / "val.txt").write_bytes(b"other")

@@ -23,13 +23,14 @@ import pytest
 import requests
 import sample_archive
 from cm_home import ROOT, clean_env
+from command import make_manifest
 from proxy import Proxy
 from server import Reply, Server
 
 from imagenet_aux import download, exchange, fetch
 from imagenet_aux.download import Download
 from imagenet_aux.errors import ContentError, FetchError, SourceError, TruncatedError
-from imagenet_aux.manifest import Manifest, Source
+from imagenet_aux.manifest import Source
 from imagenet_aux.streams import Stream
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -405,7 +406,7 @@ def test_limits_the_total_size_of_individual_files(
 ) -> None:
     files = {"synsets.txt": BODY, "val.txt": BODY + b"1"}
     mirror = Source("http://mirror", locations={name: server.serve(name, data) for name, data in files.items()})
-    manifest = Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, (mirror,))
+    manifest = make_manifest(files, mirror)
     fetch(into=tmp_path / "accepted", manifest=manifest)
     monkeypatch.setattr("imagenet_aux.fetcher.MAX_BYTES", 2 * len(BODY))
     with pytest.raises(FetchError, match=r"val\.txt: larger than 200 MiB in total"):
@@ -471,9 +472,7 @@ def test_tries_the_next_mirror_when_one_is_slow(
 ) -> None:
     urls = [server.serve(name, archive, Reply(chunk_size=1000, pause=0.25)) for name in ("a", "b")]
     urls.append(server.serve("c", archive))
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
-    manifest = Manifest(digests, tuple(Source(url) for url in urls))
-    result = fetch(into=str(tmp_path / "data"), manifest=manifest)
+    result = fetch(into=str(tmp_path / "data"), manifest=make_manifest(sample_files, *map(Source, urls)))
     assert result.source == urls[2]
     slow_ones = [record.getMessage() for record in caplog.records if "too slow" in record.getMessage()]
     assert [message.partition(": ")[0] for message in slow_ones] == urls[:2]
@@ -489,8 +488,7 @@ def test_measures_the_rate_of_each_transfer(
     late = Reply(headers={"X": lambda: str(time.sleep(1.2))})
     urls = {name: server.serve(name, data, late) for name, data in files.items()}
     mirrors = (Source("http://slow.invalid", locations=urls), Source("http://last.invalid", locations=urls))
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, mirrors))
+    result = fetch(into=str(tmp_path / "data"), manifest=make_manifest(files, *mirrors))
     assert result.source == "http://slow.invalid"
 
 
@@ -499,10 +497,9 @@ def test_the_last_mirror_may_be_slow(
     server: Server, tmp_path: Path, sample_files: dict[str, bytes], archive: bytes
 ) -> None:
     urls = [server.serve("a", b"", Reply(404)), server.serve("b", archive, Reply(chunk_size=4000, pause=0.05))]
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("imagenet_aux.download.MIN_RATE", 10_000_000)
-        result = fetch(into=str(tmp_path / "data"), manifest=Manifest(digests, tuple(Source(url) for url in urls)))
+        result = fetch(into=str(tmp_path / "data"), manifest=make_manifest(sample_files, *map(Source, urls)))
     assert result.source == urls[1]
 
 

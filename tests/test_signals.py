@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,10 +17,19 @@ from typing import Callable
 
 import pytest
 from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
-from command import WAITING, line_pattern, read_data, run_at_start, run_command, start_command, write_files
+from command import (
+    WAITING,
+    line_pattern,
+    make_manifest,
+    read_data,
+    run_at_start,
+    run_command,
+    start_command,
+    write_files,
+)
 from server import Reply, Server, slow_reply
 
-from imagenet_aux.manifest import Manifest, Source
+from imagenet_aux.manifest import Source
 
 # On Windows, a process cannot handle its termination.
 STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
@@ -315,20 +323,19 @@ def test_next_fetch_without_a_source_removes_the_old_files(
     tmp_path: Path, work: Path, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     """A kill after the last rename leaves a complete target, and the old files in the staging folder."""
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in sample_files.items()}
-    manifest = Manifest(files, (Source(server.serve("a.tar.gz", archive)),))
+    manifest = make_manifest(sample_files, Source(server.serve("a.tar.gz", archive)))
     kill = (
         "import os, signal, sys; moved = []\n"
         "def kill(event, args):\n"
         "    if event == 'os.rename' and os.path.basename(os.path.dirname(args[1])) == 'data':\n"
         "        moved.append(args[1])\n"
-        f"    if event == 'os.remove' and len(moved) == {len(files)}:\n"
+        f"    if event == 'os.remove' and len(moved) == {len(sample_files)}:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.addaudithook(kill)"
     )
     killed = run_command(work, "fetch", "--replace", manifest=manifest, **run_at_start(tmp_path / "kill", kill))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert read_published(work) == sample_files and len(os.listdir(work / "data")) == len(files) + 2
+    assert read_published(work) == sample_files and len(os.listdir(work / "data")) == len(sample_files) + 2
     assert run_command(work, "fetch", manifest=manifest).returncode == 0
     assert read_data(work) == sample_files
     assert len(server.requests) == 1

@@ -22,6 +22,7 @@ import sample_archive
 from cm_home import WINDOWS, CmHome
 from command import (
     NO_COVERAGE,
+    make_manifest,
     read_data,
     read_files,
     run_at_start,
@@ -682,7 +683,7 @@ def test_failed_fetch_removes_a_target_with_only_leftovers(work: Path, tmp_path:
 def write_complete(work: Path, files: dict[str, bytes]) -> Manifest:
     """Write all files into the target, and return a manifest with their digests and without mirrors."""
     write_files(work / "data", files)
-    return Manifest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, ())
+    return make_manifest(files)
 
 
 @pytest.mark.parametrize("has_lock_file", [True, False], ids=["lock file", "no lock file"])

@@ -27,7 +27,7 @@ _TARGET_LOCK = _PREFIX + "lock"  # in the target, held while staging folders or 
 _OLD_SUFFIX = ".old"
 _HOST_PREFIX = _PREFIX + re.sub(r"[^\w-]", "-", socket.gethostname())[:64] + "."  # of this host's staging folders
 _ABANDONED_SECONDS = 24 * 3600.0
-_READER_SECONDS = 5.0
+_BUSY_SECONDS = 5.0
 # On Windows, files inherit the folder's permissions and a rename keeps them, so 0o700 would hide them from other users.
 _MODE = 0o777 if sys.platform == "win32" else 0o700
 
@@ -158,7 +158,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
     try:
         if sys.platform == "win32":
             # Windows can link an open file, but not remove the link. Until it is closed, renaming it to itself fails.
-            _rename(path, path)
+            retry(lambda: os.rename(path, path), IN_USE_ERRORS, _BUSY_SECONDS)
             os.link(path, link)
         else:
             os.link(path, link, follow_symlinks=False)
@@ -168,7 +168,7 @@ def _back_up_by_link(path: str, link: str) -> bool:
 
 
 def _rename(source: str, target: str) -> None:
-    retry(lambda: os.replace(source, target), IN_USE_ERRORS, _READER_SECONDS)
+    retry(lambda: os.replace(source, target), IN_USE_ERRORS, _BUSY_SECONDS)
 
 
 def _remove_abandoned(target: str, can_lock: bool) -> None:

@@ -116,18 +116,16 @@ def _read_inputs(i, folder):
     if not re.fullmatch("[0-9a-fA-F]*", checksum):
         raise ValueError(f"checksum: expected hex digits, got {checksum!r}. Pass the MD5 or SHA-256 of the archive.")
     source = url if not url or "://" in url or url.lower().startswith("file:") else _absolute(url, current)
+    data = os.path.join(folder, "data")
+    into = folder if env.get("MLC_OUTDIRNAME") else data  # as in MLCommons' script
     if extract_path:
         into = _absolute(extract_path, current)
-    elif env.get("MLC_OUTDIRNAME"):  # like MLCommons' script, do not append "data"
-        into = folder
-    else:
-        into = os.path.join(folder, "data")
     for name, value in (("url", url), ("url", source), (target_label if extract_path else "target folder", into)):
         _reject_shell_text(name, value)
     _remove_inputs(env)
     _remove_inputs(i.get("run_script_input", {}).get("const", {}))  # the engine copies const to env before the run
     # If the entry links to another folder, the files there may be the user's own.
-    is_replaceable = into == os.path.join(folder, "data") and not os.path.islink(into) and _is_cache_entry(folder, i)
+    is_replaceable = into == data and not os.path.islink(into) and _is_cache_entry(folder, i)
     return {
         "SOURCE": source,
         "CHECKSUM": checksum,
@@ -204,7 +202,7 @@ def _redacted(value):
 
 
 def _remove_inputs(env):
-    """Remove this script's inputs and private keys, so that the engine does not write them to its shell script."""
+    """Remove this script's inputs and private keys: the engine would write them to its shell script."""
     inputs = (*_SOURCES, _EXTRACT_PATH)
     for key in list(env):
         name = key.partition("_")[2]
@@ -213,7 +211,7 @@ def _remove_inputs(env):
 
 
 def _is_cache_entry(folder, i):
-    """Return whether the folder is one of this script's cache entries, not a user's folder."""
+    """Return whether the folder is one of this script's cache entries."""
     for name in ("_cm.json", "meta.json"):  # CM's and MLC's
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:

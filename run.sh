@@ -13,5 +13,3 @@ trap 'rm -f "$CM_IMAGENET_AUX_RESULT"; echo "error: interrupted" >&2' HUP INT TE
 "${fetch[@]}" --checksum="$CM_IMAGENET_AUX_CHECKSUM" --into="$CM_IMAGENET_AUX_INTO" \
   --result="$CM_IMAGENET_AUX_RESULT" --pid="$CM_IMAGENET_AUX_PID" ${CM_IMAGENET_AUX_REPLACE:+--replace} \
   -- "$CM_IMAGENET_AUX_SOURCE" || true
-# If only the engine was killed, nobody reads the result.
-kill -0 "$CM_IMAGENET_AUX_PID" 2>/dev/null || rm -f "$CM_IMAGENET_AUX_RESULT"

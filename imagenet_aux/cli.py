@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
-    get.add_argument("--pid", type=int, default=0, help="stop, as on SIGHUP, when the process with this ID ends")
+    get.add_argument("--pid", type=int, default=0, help="stop, as on SIGHUP, when this process ends (not on Windows)")
 
     text = "List the files in a folder with their size, line count and verification status."
     example = "example: imagenet-aux show imagenet-aux"
@@ -129,7 +129,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
 
     def watch(stream: Stream) -> None:
         # Signals abort the fetch only here, never while files are moved.
-        if args.pid and os.name == "posix" and _has_ended(args.pid):
+        if _has_ended(args.pid):
             signals.append(signal.SIGHUP)  # as if its terminal had closed
         if signals:
             raise KeyboardInterrupt
@@ -143,21 +143,21 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
         record.update(source=result.source, verified=result.verified, files=list(result.paths))
     except KeyboardInterrupt:  # raised by `watch`
         code, record["error"] = 128 + signals[0], f"interrupted by {signal.Signals(signals[0]).name}"
-    except FetchError as failure:
-        code, record["error"] = 1, str(failure)
-    except Exception as failure:
+    except FetchError as error:
+        code, record["error"] = 1, str(error)
+    except Exception as error:
         if os.environ.get(_DEBUG):
             progress.write(redact(traceback.format_exc()))
-        text = "".join(traceback.format_exception_only(type(failure), failure)).strip()
+        text = traceback.format_exception_only(type(error), error)[-1].strip()
         code, record["error"] = 1, printable(redact(f"unexpected {text}. Set {_DEBUG}=1 for a traceback"))
     progress.clear()
     if not code:
         print(_table(result.files, "verified") + f"in {folder}")
-    if args.result:  # the caller reads the error from the file, so exit with 0
+    if args.result and not _has_ended(args.pid):  # exit with 0: the caller reads the error from the file
         try:
             _write_atomically(args.result, json.dumps(record))
-        except OSError as failure:
-            return _fail(printable(f"cannot write {args.result}: {failure.strerror}"))
+        except OSError as error:
+            return _fail(printable(f"cannot write {args.result}: {error.strerror}"))
         return 0
     return _fail(record["error"], code) if code else 0
 
@@ -179,11 +179,14 @@ def _record_signals() -> list[int]:
 
 
 def _has_ended(pid: int) -> bool:
-    """Return whether a process has ended. Not on Windows, where os.kill() would end it."""
+    """Return whether a process has ended, even if its parent has not waited for it."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
+        if pid and os.name == "posix":  # on Windows, os.kill() would end the process
+            os.kill(pid, 0)
+            with open(f"/proc/{pid}/stat", "rb") as file:  # on Linux: "PID (NAME) STATE ..."
+                return file.read().rpartition(b")")[2].startswith(b" Z")
+    except OSError as error:  # otherwise no /proc, or another user's process
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -32,7 +32,7 @@ def hold_lock_file(path: str, on_wait: OnWait) -> Iterator[bool]:
         with retry(lambda: _open_lock_file(path), _REMOVAL_ERRORS, REMOVAL_SECONDS) as file:
             can_lock = _wait_for_lock(file, on_wait)
             if can_lock and not _is_same_file(file, path):
-                continue  # the previous holder removed the file after it was opened here: lock the new one
+                continue  # its holder removed it after it was opened here: lock the new one
             try:
                 yield can_lock
             finally:

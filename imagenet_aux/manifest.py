@@ -6,12 +6,12 @@ from typing import Mapping, NamedTuple
 
 ARCHIVE_NAME = "caffe_ilsvrc12.tar.gz"
 
-# About three times the dataset's size. Limits the download, the unpacked data and the disk space used.
+# About three times the dataset's size. Limits downloads, unpacked data and disk space.
 MAX_BYTES = 200 << 20
 
 
 class Source(NamedTuple):
-    """A built-in mirror or a user-supplied source: an archive or individual files, on a host or a disk."""
+    """A built-in mirror or a user-supplied source: an archive or individual files."""
 
     address: str  # URL or path; users select a mirror by its URL, with or without the query
     digest: str = ""  # hex MD5 or SHA-256 of the archive; empty if unknown

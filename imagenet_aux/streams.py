@@ -98,7 +98,7 @@ def tee(chunks: Iterable[bytes], use: Callable[[bytes], object]) -> Iterator[byt
 
 
 def reject_html(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Read the first chunks, raise `ContentError` if they are HTML or XML, and return an iterator over all chunks."""
+    """Return an iterator over all chunks; raise `ContentError` if they begin as HTML or XML."""
     iterator = iter(chunks)
     start = b""
     for chunk in iterator:

@@ -509,7 +509,7 @@ def test_deleted_working_folder_is_reported(tmp_path: Path, bash: str, source: P
 def test_fetch_ends_with_another_process(work: Path, source: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    result = run_command(work, "fetch", source, f"--pid={ended.pid}")
+    result = run_command(work, "fetch", source, f"--pid={ended.pid}", "--result=result.json")
     assert result.returncode == 129 and result.stderr.endswith("error: interrupted by SIGHUP\n")
     assert os.listdir(work) == []
 

@@ -35,6 +35,8 @@ from imagenet_aux.manifest import Source
 STOP_SIGNALS = [] if WINDOWS else ["SIGTERM", "SIGINT", "SIGHUP"]
 KILLS = ["SIGTERM"] if WINDOWS else ["SIGKILL", *STOP_SIGNALS]
 
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+
 pytestmark = pytest.mark.usefixtures("default_signals", "no_coverage")
 
 
@@ -344,8 +346,11 @@ def test_next_fetch_without_a_source_removes_the_old_files(
 # Under the engine
 
 
-@pytest.mark.skipif(WINDOWS, reason="Windows cannot check a process without a handle")
-def test_fetch_ends_if_only_the_engine_is_killed(home: CmHome, server: Server, archive: bytes) -> None:
+@pytest.mark.skipif(WINDOWS, reason="--pid has no effect on Windows")
+@pytest.mark.parametrize("is_waited_for", [True, pytest.param(False, marks=needs_proc)], ids=["ended", "zombie"])
+def test_fetch_ends_if_only_the_engine_is_killed(
+    is_waited_for: bool, home: CmHome, server: Server, archive: bytes
+) -> None:
     """The shell and the fetcher live on; later, the fetcher could replace the files of another call."""
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
     engine = subprocess.Popen(
@@ -358,7 +363,8 @@ def test_fetch_ends_if_only_the_engine_is_killed(home: CmHome, server: Server, a
     )
     server.wait_for_requests(engine)
     engine.kill()
-    engine.wait()
+    if is_waited_for:
+        engine.wait()
     engine.communicate()  # until the fetcher has ended
     assert len(server.requests) == 1
     assert home.leftovers() == []

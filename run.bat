@@ -12,7 +12,7 @@ rem With delayed expansion, cmd does not interpret characters such as %%20 and &
 setlocal EnableDelayedExpansion
 set "options="
 if defined CM_IMAGENET_AUX_RESULT (
-  set "options="--into=!CM_IMAGENET_AUX_INTO!" "--result=!CM_IMAGENET_AUX_RESULT!" !CM_IMAGENET_AUX_REPLACE!"
+  set "options="--into=!CM_IMAGENET_AUX_INTO!" "--result=!CM_IMAGENET_AUX_RESULT!" --pid=!CM_IMAGENET_AUX_PID! !CM_IMAGENET_AUX_REPLACE!"
 ) else (
   set "CM_IMAGENET_AUX_SOURCE=!CM_WGET_URL!"
 )

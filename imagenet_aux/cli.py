@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the result or the error to FILE as JSON, and exit with 0",
     )
-    get.add_argument("--pid", type=int, default=0, help="stop, as on SIGHUP, when this process ends (not on Windows)")
+    get.add_argument("--pid", type=int, default=0, help="stop, as on SIGHUP, when process PID ends (not on Windows)")
 
     text = "List the files in a folder with their size, line count and verification status."
     example = "example: imagenet-aux show imagenet-aux"

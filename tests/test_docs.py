@@ -163,6 +163,12 @@ def test_message_is_documented(message: str) -> None:
     assert any(pattern(phrase).search(message) for phrase in explained_messages())
 
 
+def test_documented_limits_are_the_constants() -> None:
+    text = read("README-extra.md")
+    assert f"{download.MAX_IDLE_SECONDS:.0f} s without data" in text
+    assert f"Below {download.MIN_RATE // 1000} kB/s over {download.RATE_SECONDS:.0f} s" in text
+
+
 # Commands and programs
 
 
@@ -260,9 +266,3 @@ def test_demo_fetches_the_files_and_prints_the_keys(bash: str) -> None:
     printed = subprocess.run([bash, "tests/demo.sh"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
     assert printed.count("_PATH") == 9
     assert re.search(r'"CM_DATASET_AUX_VERIFIED": "no"', printed)
-
-
-def test_documented_limits_are_the_constants() -> None:
-    text = read("README-extra.md")
-    assert f"{download.MAX_IDLE_SECONDS:.0f} s without data" in text
-    assert f"Below {download.MIN_RATE // 1000} kB/s over {download.RATE_SECONDS:.0f} s" in text

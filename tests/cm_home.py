@@ -117,6 +117,19 @@ class CmHome:
         """Run ``cm run script --tags=get,aux,imagenet-aux`` with additional arguments."""
         return self.run_command("cm", "run", "script", f"--tags={TAGS}", *args, **env)
 
+    def start_script(self, *args: object) -> subprocess.Popen[str]:
+        """Start what `run_script` runs, in its own process group, as a terminal does."""
+        return subprocess.Popen(
+            self.resolve_command("cm", "run", "script", f"--tags={TAGS}", *args),
+            cwd=self.path,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
     def run_api(self, **call: Any) -> dict[str, Any]:
         """Call ``cmind.access`` in a subprocess and return its result."""
         call = {"action": "run", "automation": "script", "quiet": True, **call}

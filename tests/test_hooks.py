@@ -328,16 +328,20 @@ def test_private_variables_are_not_inputs(home: CmHome, archive: bytes) -> None:
     assert victim.read_bytes() == b"mine" and not (home.path / "elsewhere").exists()
 
 
+def run_program(home: CmHome, program: str, path: Path) -> str:
+    """Run a Python program that passes *call*, with this archive, to ``cmind.access``; return its output."""
+    call = {"action": "run", "automation": "script", "tags": TAGS, "url": str(path)}
+    return home.run_command(sys.executable, "-c", f"import cmind\ncall = {call}\n{program}", check=True).stdout
+
+
 def test_removes_private_variables_after_the_call(home: CmHome, archive: bytes) -> None:
     path = write_file(home.path / "a.tar.gz", archive)
     program = (
-        "import os, sys, cmind\n"
-        "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
+        "import os\n"
         "assert cmind.access(call)['return'] == 0\n"
         "print([key for key in os.environ if 'IMAGENET_AUX' in key])"
     )
-    result = home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    assert run_program(home, program, path).splitlines()[-1] == "[]"
 
 
 def test_engines_python_runs_the_fetcher(home: CmHome, archive: bytes, tmp_path: Path) -> None:
@@ -398,8 +402,7 @@ def test_call_from_another_thread_succeeds_after_an_aborted_one(home: CmHome, ar
     """Abort a call between the hooks, and call from another thread while the first one is alive."""
     path = write_file(home.path / "a.tar.gz", archive)
     program = (
-        "import os, sys, threading, cmind\n"
-        "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
+        "import os, threading\n"
         "done = threading.Event()\n"
         "def abort():\n"
         "    system, os.system = os.system, lambda command: 256\n"
@@ -411,22 +414,21 @@ def test_call_from_another_thread_succeeds_after_an_aborted_one(home: CmHome, ar
         "print(cmind.access(dict(call)))\n"
         "finished.set()"
     )
-    result = home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
-    assert "Portable CM script failed" in result.stdout
-    assert "'return': 0" in result.stdout.splitlines()[-1]
+    printed = run_program(home, program, path)
+    assert "Portable CM script failed" in printed
+    assert "'return': 0" in printed.splitlines()[-1]
 
 
 def test_renews_while_another_thread_runs(home: CmHome, archive: bytes) -> None:
     path = write_file(home.path / "a.tar.gz", archive)
     program = (
-        "import sys, threading, cmind\n"
+        "import threading\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-        "call = {'action': 'run', 'automation': 'script', 'tags': sys.argv[1], 'url': sys.argv[2]}\n"
         "for renew in (False, True):\n"
         "    r = cmind.access({**call, 'renew': renew})\n"
         "    assert r['return'] == 0, r\n"
     )
-    home.run_command(sys.executable, "-c", program, TAGS, path, check=True)
+    run_program(home, program, path)
 
 
 @pytest.mark.skipif(WINDOWS, reason="replaces run.sh")
@@ -447,17 +449,8 @@ def test_rejects_the_result_of_another_call(home: CmHome, archive: bytes) -> Non
 
 @contextlib.contextmanager
 def started_call(home: CmHome, url: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a call in its own process group, as a terminal does."""
-    process = subprocess.Popen(
-        home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
-        cwd=home.path,
-        env=home.env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        start_new_session=True,
-    )
+    """Start a call, and kill its process group on exit."""
+    process = home.start_script(f"--url={url}")
     try:
         yield process
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from cm_home import ROOT, TAGS, WINDOWS, CmHome, clean_env
+from cm_home import ROOT, WINDOWS, CmHome, clean_env
 from command import (
     WAITING,
-    line_pattern,
     make_manifest,
     read_data,
     run_at_start,
@@ -105,8 +103,7 @@ def test_signal_ends_the_wait_for_the_lock(
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = process or start_command(work, "fetch", url, "--replace")
         assert process.stderr
-        waiting = line_pattern(WAITING, "another process", "[0-9]+")
-        while not re.match(waiting, process.stderr.readline()):
+        while not process.stderr.readline().startswith(WAITING.format("another process", 3)):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=20)
@@ -353,14 +350,7 @@ def test_fetch_ends_if_only_the_engine_is_killed(
 ) -> None:
     """The shell and the fetcher live on; later, the fetcher could replace the files of another call."""
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"))
-    engine = subprocess.Popen(
-        home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
-        cwd=home.path,
-        env=home.env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    engine = home.start_script(f"--url={url}")
     server.wait_for_requests(engine)
     engine.kill()
     if is_waited_for:
@@ -374,21 +364,13 @@ def test_killed_engine_leaves_a_usable_cache(
     home: CmHome, server: Server, archive: bytes, sample_files: dict[str, bytes]
 ) -> None:
     url = server.serve("a.tar.gz", archive, Reply(stop_at=1000, then="stall"), Reply())
-    engine = subprocess.Popen(
-        home.resolve_command("cm", "run", "script", f"--tags={TAGS}", f"--url={url}"),
-        cwd=home.path,
-        env=home.env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        encoding="utf-8",
-    )
+    engine = home.start_script(f"--url={url}")
     server.wait_for_requests(engine)
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(engine.pid)], stdout=subprocess.DEVNULL, check=True)
     else:
         os.killpg(engine.pid, signal.SIGKILL)
-    engine.wait()
+    engine.communicate()
     home.export_keys(f"--url={url}")
     (entry,) = home.cache_entries()
     assert read_data(entry) == sample_files

@@ -153,7 +153,7 @@ def _fetch(args: argparse.Namespace, manifest: Manifest) -> int:
     progress.clear()
     if not code:
         print(_table(result.files, "verified") + f"in {folder}")
-    if args.result and not _has_ended(args.pid):  # exit with 0: the caller reads the error from the file
+    if args.result and not _has_ended(args.pid):  # the caller reads the error from it
         try:
             _write_atomically(args.result, json.dumps(record))
         except OSError as error:
@@ -181,7 +181,7 @@ def _record_signals() -> list[int]:
 def _has_ended(pid: int) -> bool:
     """Return whether a process has ended, even if its parent has not waited for it."""
     try:
-        if pid and os.name == "posix":  # on Windows, os.kill() would end the process
+        if pid and os.name == "posix":  # on Windows, os.kill() would end it
             os.kill(pid, 0)
             with open(f"/proc/{pid}/stat", "rb") as file:  # on Linux: "PID (NAME) STATE ..."
                 return file.read().rpartition(b")")[2].startswith(b" Z")
